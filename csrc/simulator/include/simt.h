@@ -17,6 +17,7 @@ constexpr uint32_t kLanes = 32;                    // lanes of a simdgroup
 constexpr uint32_t kMaxThreads = 1024;             // threads of a threadgroup
 constexpr uint32_t kMaxBuffers = 31;               // buffer slots of a kernel
 constexpr std::size_t kStackBytes = std::size_t{1} << 17;  // of one fiber; stacks are aligned to their size
+constexpr std::size_t kThreadBytes = 256;                  // room for the Thread of a stack
 
 struct Size {
     uint32_t x, y, z;
@@ -60,7 +61,7 @@ struct Api {
     void (*private_out_of_bounds)(Thread*, const char* file, int line, int64_t index, const char* type);
 };
 
-// What a fiber knows of itself. Lives at the top of its stack, where `self()` finds it.
+// What a fiber knows of itself. Lives near the top of its stack, where `self()` finds it.
 struct Thread {
     const Api* api;
     void* executor;                    // the executor's own state of this fiber
@@ -80,14 +81,17 @@ struct Thread {
 };
 
 constexpr std::size_t kDeferredBytes = 16384;
-constexpr std::size_t kThreadOffset = kStackBytes - 256;   // of the Thread in its stack
-static_assert(sizeof(Thread) <= 256, "a Thread must fit above its stack");
+static_assert(sizeof(Thread) <= kThreadBytes, "a Thread must fit above its stack");
+
+// The Thread of the stack that `address` lies in. Neighbouring stacks keep theirs in different cache sets: 32 lanes
+// switch in turn, and at equal offsets their hot lines would evict each other.
+inline Thread* thread_of_stack(uintptr_t address) {
+    const uintptr_t set = (address / kStackBytes) % 16 + 1;
+    return reinterpret_cast<Thread*>((address | (kStackBytes - 1)) + 1 - set * kThreadBytes);
+}
 
 // The running fiber. Stacks are aligned to kStackBytes, so the frame's address is enough.
-inline Thread* self() {
-    const auto frame = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
-    return reinterpret_cast<Thread*>((frame & ~(kStackBytes - 1)) + kThreadOffset);
-}
+inline Thread* self() { return thread_of_stack(reinterpret_cast<uintptr_t>(__builtin_frame_address(0))); }
 
 // What a kernel library exports, beside one `Kernel` function per kernel:
 //   extern "C" const uint32_t simt_abi;                       == kAbiVersion
