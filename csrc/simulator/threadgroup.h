@@ -1,0 +1,76 @@
+// The state of one threadgroup while its threads run as fibers on one OS thread.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "fiber.h"
+#include "simt.h"
+
+namespace simt {
+
+// What a lane that waits asks for. Two lanes meet in a collective when `combine` and `line` agree; a simdgroup
+// barrier is a collective without `combine`.
+struct Request {
+    Combine combine;
+    const char* what;
+    int line;
+
+    bool matches(const Request& other) const { return combine == other.combine && line == other.line; }
+};
+
+// One simdgroup. Each of its live lanes is in exactly one of the masks runnable, arrived, diverged and at_barrier.
+struct Simdgroup {
+    uint32_t live;        // lanes whose kernel has not returned
+    uint32_t runnable;    // lanes that can go on
+    uint32_t arrived;     // lanes that wait at `request`
+    uint32_t diverged;    // lanes that wait at a request of their own, in `requests`
+    uint32_t at_barrier;  // lanes that wait at a threadgroup barrier, its line in `requests`
+    uint32_t all;         // lanes that the simdgroup has
+    Request request;
+    struct Threadgroup* group;
+    std::array<void*, kLanes> slots;  // what the lanes brought to their collective
+    std::array<Fiber, kLanes> fibers;
+    std::array<Request, kLanes> requests;
+    std::array<uint8_t, kLanes> declared;  // threadgroup arrays that each lane has asked for so far
+};
+
+// One bit for each of the first `count` (1 to 32) lanes or simdgroups.
+inline uint32_t mask_of(uint32_t count) { return ~uint32_t{0} >> (32 - count); }
+
+struct ThreadgroupArray {
+    const char* name;
+    int line;
+    uint32_t offset, bytes;  // in the arena
+};
+
+struct Threadgroup {
+    static constexpr uint32_t kMaxArrays = 128;
+
+    // Of the launch.
+    Kernel kernel;
+    const char* kernel_name;
+    void* const* buffers;
+    std::size_t memory_limit;  // bytes of threadgroup memory that the launch may use
+
+    // Of this threadgroup.
+    Size position;
+    Size size;
+    uint32_t threads;
+    uint32_t finished;    // threads whose kernel has returned
+    uint32_t ready;       // simdgroups with a runnable lane
+    uint32_t simdgroups;  // how many there are
+
+    // Threadgroup arrays in the order in which they were first declared; the same for all threadgroups of a launch.
+    char* arena;
+    uint32_t arena_used;
+    uint32_t array_count;
+    std::array<ThreadgroupArray, kMaxArrays> arrays;
+
+    Fiber worker;       // the OS thread's own stack
+    std::string error;  // why the launch was given up; empty while all is well
+    std::array<Simdgroup, kMaxThreads / kLanes> simdgroup;
+};
+
+}  // namespace simt

@@ -1,0 +1,67 @@
+// What one OS thread needs to run threadgroups: stacks for the fibers, threadgroup memory, the lanes' logs.
+#pragma once
+
+#include <memory>
+
+#include "threadgroup.h"
+
+namespace simt {
+
+// Address space reserved from the system. Pages take memory once they are touched.
+class Reservation {
+public:
+    // `bytes`, at an address that is a multiple of `alignment`; both multiples of the page size.
+    Reservation(std::size_t bytes, std::size_t alignment);
+    ~Reservation();
+    Reservation(const Reservation&) = delete;
+    Reservation& operator=(const Reservation&) = delete;
+
+    char* begin() const { return begin_; }
+
+private:
+    char* mapping_;
+    std::size_t mapped_bytes_;
+    char* begin_;
+};
+
+class Worker {
+public:
+    Worker();
+
+    // Makes the first `threads` fibers ready to run with the services of `api`.
+    void prepare(const Api& api, uint32_t threads);
+
+    // Runs the threadgroup at `position` of a grid. Its state's launch part must be set. Returns false when
+    // `group().error` says that the launch is given up.
+    bool run(Size position, Size grid, Size threads_per_grid, Size group_size);
+
+    Threadgroup& group() { return *group_; }
+
+private:
+    Thread* thread(uint32_t index) const;
+    void lay_out(Size size, Size grid, Size threads_per_grid, Size group_size);
+
+    Reservation stacks_;
+    Reservation logs_;
+    Reservation arena_;
+    std::unique_ptr<Threadgroup> group_;
+    uint32_t guarded_ = 0;    // stacks whose guard page is in place
+    uint32_t startable_ = 0;  // fibers that wait for the start of their thread
+};
+
+// A Worker from the process's free list, or a new one; goes back to the list in the end. Launches are frequent, and
+// mapping and touching stacks anew costs more than a small kernel.
+class BorrowedWorker {
+public:
+    BorrowedWorker();
+    ~BorrowedWorker();
+    BorrowedWorker(const BorrowedWorker&) = delete;
+    BorrowedWorker& operator=(const BorrowedWorker&) = delete;
+
+    Worker* operator->() const { return worker_.get(); }
+
+private:
+    std::unique_ptr<Worker> worker_;
+};
+
+}  // namespace simt
