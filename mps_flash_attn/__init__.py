@@ -1,0 +1,35 @@
+"""Flash attention for PyTorch on Apple GPUs: forward and backward in memory that grows with the length alone."""
+
+from __future__ import annotations
+
+from ._version import __version__
+from .errors import (
+    CacheError,
+    CompilerNotFoundError,
+    KernelCheckError,
+    KernelCompileError,
+    KernelLaunchError,
+    MPSFlashAttnError,
+    UnsupportedError,
+)
+from .functional import flash_attention
+from .patch import DeviceStats, Stats, patch, patched, reset_stats, stats, unpatch
+
+__all__ = [
+    "CacheError",
+    "CompilerNotFoundError",
+    "DeviceStats",
+    "KernelCheckError",
+    "KernelCompileError",
+    "KernelLaunchError",
+    "MPSFlashAttnError",
+    "Stats",
+    "UnsupportedError",
+    "__version__",
+    "flash_attention",
+    "patch",
+    "patched",
+    "reset_stats",
+    "stats",
+    "unpatch",
+]
