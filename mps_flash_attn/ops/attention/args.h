@@ -1,0 +1,43 @@
+// What varies from call to call. Every field is 8 bytes wide, so that the struct travels as a list of words.
+#pragma once
+
+#include "msl/mask.h"
+
+struct alignas(8) AttentionArgs {
+    // Elements between neighbours in batch, head and row; the last dimension has stride 1.
+    long q_stride[3];
+    long k_stride[3];
+    long v_stride[3];
+    long o_stride[3];
+    long do_stride[3];
+    long dq_stride[3];
+    long dk_stride[3];
+    long dv_stride[3];
+    long mask_stride[4];  // batch, head, query, key; 0 where broadcast
+    long query_heads;     // Hq
+    long group;           // Hq / Hkv: query heads that share a key head
+    long queries;         // Lq
+    long keys;            // Lk
+    long head_size;       // D, at most BD
+    long causal_offset;   // the last key that query i sees is i + causal_offset
+    alignas(8) accum scale;
+};
+static_assert(sizeof(AttentionArgs) == ARGS_BYTES, "args.h and the packing in launch.py disagree");
+
+// The scores' scale and masks for one head.
+inline ScoreMask score_mask(constant AttentionArgs &args, const device mask_element *values, int batch, int head) {
+    ScoreMask mask;
+    mask.scale = args.scale * LOG2_E;
+    mask.queries = args.queries;
+    mask.keys = args.keys;
+    mask.causal_offset = args.causal_offset;
+    mask.values = values + batch * args.mask_stride[0] + head * args.mask_stride[1];
+    mask.row_stride = args.mask_stride[2];
+    mask.column_stride = args.mask_stride[3];
+    return mask;
+}
+
+// Where the matrix of one batch and head begins; `stride` is one of the struct's.
+inline long matrix_offset(constant long (&stride)[3], int batch, int head) {
+    return batch * stride[0] + head * stride[1];
+}

@@ -1,0 +1,1 @@
+"""The runtimes: each runs the same Metal text somewhere else."""

@@ -1,0 +1,51 @@
+"""What a runtime is, and which one serves a device."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from typing import Any, Protocol
+
+from ..errors import UnsupportedError
+from ..launch import Capabilities
+
+__all__ = ["RUNTIME_VARIABLE", "Runtime", "for_device"]
+
+#: Environment variable that forces a runtime by name.
+RUNTIME_VARIABLE = "MPS_FLASH_ATTN_RUNTIME"
+
+
+class Runtime(Protocol):
+    """One way to run Metal text; the modules of this package are its instances."""
+
+    #: What plans may count on.
+    CAPABILITIES: Capabilities
+
+    def compile_shader(self, source: str) -> Any:
+        """A library of the kernels in ``source``, with the face of ``torch.mps.compile_shader``."""
+
+    def is_checking(self) -> bool:
+        """Whether launches are being checked, so that new outputs are to be filled with NaN."""
+
+
+#: The runtimes of each device type, the preferred one first.
+_RUNTIMES = {"cpu": ("simulator",), "mps": ("torch_mps",)}
+
+
+@functools.cache
+def for_device(device_type: str) -> Runtime:
+    """The runtime for tensors of a device type.
+
+    Raises:
+        UnsupportedError: no runtime serves that type.
+        ValueError: ``MPS_FLASH_ATTN_RUNTIME`` names a runtime that does not.
+    """
+    choices = _RUNTIMES.get(device_type)
+    if choices is None:
+        raise UnsupportedError(f"no runtime for device type {device_type!r}; there are runtimes for {list(_RUNTIMES)}")
+    name = os.environ.get(RUNTIME_VARIABLE) or choices[0]
+    if name not in choices:
+        raise ValueError(f"{RUNTIME_VARIABLE}={name!r} does not run {device_type!r} tensors; accepted: {list(choices)}")
+    runtime: Any = importlib.import_module(f"{__package__}.{name}")
+    return runtime  # type: ignore[no-any-return]

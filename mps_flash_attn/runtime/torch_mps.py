@@ -1,0 +1,33 @@
+"""The runtime that needs no build: PyTorch's own compiler and launcher of Metal text, for ``mps`` tensors."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from ..errors import KernelCompileError
+from ..launch import Capabilities
+
+__all__ = ["CAPABILITIES", "compile_shader", "is_checking"]
+
+CAPABILITIES = Capabilities()
+
+
+@functools.cache
+def compile_shader(source: str) -> Any:
+    """``torch.mps.compile_shader(source)``, once for each text.
+
+    Raises:
+        KernelCompileError: with the Metal compiler's words.
+    """
+    try:
+        return torch.mps.compile_shader(source)
+    except (RuntimeError, SyntaxError) as error:
+        raise KernelCompileError(str(error)) from error
+
+
+def is_checking() -> bool:
+    """Never: nothing here can check a kernel."""
+    return False
