@@ -1,0 +1,124 @@
+"""The C++ compiler that turns translated kernels into libraries."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ... import _C
+from ...errors import CompilerNotFoundError, KernelCompileError
+
+__all__ = ["INCLUDE", "Compiler", "Variant", "find_compiler", "headers_digest"]
+
+INCLUDE = Path(__file__).parent / "csrc" / "include"
+"""The folder of the headers that stand in for Metal's."""
+
+_COMPILER_VARIABLES = ("MPS_FLASH_ATTN_CXX", "CXX")
+_COMPILER_NAMES = ("g++", "clang++")
+
+
+class Variant(enum.Enum):
+    """How a kernel library is built."""
+
+    FAST = "fast"
+    """Optimised; nothing is observed."""
+    CHECKED = "checked"
+    """Reports each access to memory to the executor, with its place in the Metal text."""
+
+
+_COMMON_FLAGS = ("-std=c++17", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-w")
+_VARIANT_FLAGS = {
+    Variant.FAST: ("-O2",),
+    Variant.CHECKED: ("-O1", "-g", "-DSIMT_CHECKED", "-fsanitize=thread,bounds"),
+}
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler.
+
+    Attributes:
+        command: the program and the arguments that always go with it.
+        version: what it says of itself; part of the key under which its products are cached.
+    """
+
+    command: tuple[str, ...]
+    version: str
+
+    def run(self, arguments: Sequence[str], *, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs the compiler with messages in English, feeding it ``text``. A failure is the caller's to judge."""
+        return subprocess.run(
+            [*self.command, *arguments],
+            input=text,
+            text=True,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+
+    def flags(self, variant: Variant) -> tuple[str, ...]:
+        """The flags that decide what the library of a translated text contains."""
+        return (*_COMMON_FLAGS, *_VARIANT_FLAGS[variant])
+
+    def build(self, text: str, variant: Variant, *, title: str) -> bytes:
+        """Compiles translated text to a shared library and returns that file's contents.
+
+        Args:
+            text: C++ whose ``#line`` directives point into the Metal text.
+            variant: which build.
+            title: names the library in errors.
+
+        Raises:
+            KernelCompileError: with the compiler's own words.
+        """
+        with tempfile.TemporaryDirectory(prefix="mps-flash-attn-") as folder:
+            library = Path(folder) / "kernels.so"
+            result = self.run([*self.flags(variant), f"-I{INCLUDE}", "-x", "c++", "-", "-o", str(library)], text=text)
+            if result.returncode != 0:
+                raise KernelCompileError(f"{title} did not compile:\n{result.stderr.strip()}")
+            return library.read_bytes()
+
+
+def find_compiler() -> Compiler:
+    """Returns the compiler of ``MPS_FLASH_ATTN_CXX`` or ``CXX``, else ``g++``, else ``clang++``.
+
+    Raises:
+        CompilerNotFoundError: naming what was looked for.
+    """
+    return _find_compiler(tuple(os.environ.get(name, "") for name in (*_COMPILER_VARIABLES, "PATH")))
+
+
+@functools.lru_cache(maxsize=8)
+def _find_compiler(environment: tuple[str, ...]) -> Compiler:
+    requested = next((value for value in environment[: len(_COMPILER_VARIABLES)] if value.strip()), None)
+    for command in [shlex.split(requested)] if requested else [[name] for name in _COMPILER_NAMES]:
+        if shutil.which(command[0]) is not None:
+            version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+            if version.returncode == 0:
+                return Compiler(tuple(command), version.stdout)
+    variables = " and ".join(_COMPILER_VARIABLES)
+    raise CompilerNotFoundError(
+        (f"the C++ compiler {requested!r}, named by {variables}, cannot be run" if requested else
+         f"no C++ compiler found: looked for {' and '.join(_COMPILER_NAMES)} in PATH ({variables} are not set)")
+        + "; the simulator compiles kernels with g++ 12 or clang 14 or newer: on Debian or Ubuntu, "
+        "`sudo apt-get install g++`"
+    )
+
+
+@functools.cache
+def headers_digest() -> str:
+    """A hash of the headers that kernels include and of the binary interface that they are compiled for."""
+    digest = hashlib.sha256(str(_C.ABI_VERSION).encode())
+    for path in sorted(path for path in INCLUDE.rglob("*") if path.is_file()):
+        digest.update(f"\0{path.relative_to(INCLUDE)}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,292 @@
+"""Metal kernels as Python callables that run on the CPU, with the face of ``torch.mps.compile_shader``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from torch import Tensor
+
+from ... import _C
+from ...errors import KernelLaunchError
+from .cache import Cache, cache_folder, content_key
+from .compiler import Compiler, Variant, find_compiler, headers_digest
+from .translate import BufferInfo, KernelInfo, Translation, translate
+
+__all__ = ["Kernel", "ShaderLibrary", "compile_shader"]
+
+MAX_CONSTANT_BYTES = 4096
+"""The most that can be passed by value in one argument."""
+
+THREADGROUP_BYTES = 32 * 1024
+"""Threadgroup memory of an Apple GPU."""
+
+Argument = Union[Tensor, int, float, Sequence[int], Sequence[float], Sequence[Tensor]]
+
+_CASTS = {"int8": "b", "uint8": "B", "int16": "h", "int32": "i", "fp16": "e", "bf16": "bf16"}
+_THREADS_VARIABLE = "MPS_FLASH_ATTN_SIMULATOR_THREADS"
+
+
+def compile_shader(source: str) -> ShaderLibrary:
+    """Compiles Metal text for the CPU; the counterpart of ``torch.mps.compile_shader``.
+
+    Args:
+        source: text in the Metal Shading Language. ``double`` is accepted as an extension.
+
+    Returns:
+        The library; its kernels are attributes.
+
+    Raises:
+        KernelCompileError: the text is no valid Metal; the message has the compiler's words and lines of ``source``.
+        CompilerNotFoundError: there is no C++ compiler.
+        CacheError: the folder for compiled kernels cannot be used.
+
+    Example:
+        >>> lib = compile_shader("kernel void twice(device float* x, uint i [[thread_position_in_grid]]) { x[i] *= 2; }")
+        >>> x = torch.ones(4)
+        >>> lib.twice(x)
+    """
+    if not isinstance(source, str):
+        raise TypeError(f"source must be a str with Metal text, got {type(source).__name__}")
+    return _library(source, find_compiler(), cache_folder())
+
+
+@functools.lru_cache(maxsize=1024)
+def _library(source: str, compiler: Compiler, folder: Path) -> ShaderLibrary:
+    library = ShaderLibrary(source, compiler, Cache(folder))
+    library._load(Variant.FAST)
+    return library
+
+
+@functools.cache
+def _translator_digest() -> str:
+    folder = Path(__file__).parent
+    return content_key(*((folder / name).read_text() for name in ("translate.py", "tokens.py")))
+
+
+def _translate(source: str, compiler: Compiler, cache: Cache) -> Translation:
+    """Translates Metal text, or finds the translation on disk: the C preprocessor takes longer than that."""
+
+    def make() -> bytes:
+        return json.dumps(asdict(translate(source, compiler=compiler))).encode()
+
+    key = content_key("translation", source, headers_digest(), _translator_digest(), compiler.version)
+    stored = json.loads(cache.read(f"{key}.json", make))
+    kernels = tuple(
+        KernelInfo(**{**kernel, "buffers": tuple(BufferInfo(**buffer) for buffer in kernel["buffers"])})
+        for kernel in stored["kernels"]
+    )
+    return Translation(**{**stored, "kernels": kernels})
+
+
+class ShaderLibrary:
+    """Kernels compiled from one Metal text. Each is an attribute; ``dir()`` lists their names."""
+
+    def __init__(self, source: str, compiler: Compiler, cache: Cache) -> None:
+        self._compiler = compiler
+        self._cache = cache
+        self._translation = _translate(source, compiler, cache)
+        self._loaded: dict[Variant, _C.Library] = {}
+        self._lock = threading.Lock()
+        extended = re.search(r"\bdouble\b", self._translation.text) is not None
+        self._threadgroup_bytes = THREADGROUP_BYTES * (2 if extended else 1)
+        self._infos = {info.name: info for info in self._translation.kernels}
+
+    def __getattr__(self, name: str) -> Kernel:
+        infos: dict[str, KernelInfo] = self.__dict__.get("_infos", {})
+        if name not in infos:
+            raise AttributeError(f"the library has no kernel {name!r}; it has {', '.join(map(repr, infos)) or 'none'}")
+        kernel = Kernel(self, infos[name])
+        self.__dict__[name] = kernel
+        return kernel
+
+    def __dir__(self) -> list[str]:
+        return list(self._infos)
+
+    def _load(self, variant: Variant) -> _C.Library:
+        """Returns the library of a build, compiling it unless it is in memory or on disk."""
+        with self._lock:
+            library = self._loaded.get(variant)
+            if library is None:
+                library = self._loaded[variant] = _C.Library(str(self._compile(variant)))
+            return library
+
+    def _compile(self, variant: Variant) -> Path:
+        names = ", ".join(repr(name) for name in self._infos)
+        flags = "\0".join(self._compiler.flags(variant))
+        key = content_key("library", self._translation.text, headers_digest(), self._compiler.version, flags)
+        return self._cache.path(
+            f"{key}.so",
+            lambda: self._compiler.build(self._translation.text, variant, title=f"the library of kernels {names}"),
+        )
+
+
+class Kernel:
+    """One kernel of a library. Calling it launches it and waits until it has run."""
+
+    max_threads_per_threadgroup: int = _C.MAX_THREADS
+    thread_execution_width: int = _C.LANES
+
+    def __init__(self, library: ShaderLibrary, info: KernelInfo) -> None:
+        if len(info.buffers) > _C.MAX_BUFFERS:
+            raise KernelLaunchError(
+                f"kernel {info.name!r} takes {len(info.buffers)} buffers; Metal has {_C.MAX_BUFFERS}"
+            )
+        self._library = library
+        self._info = info
+        self._buffers = {buffer.index: buffer for buffer in info.buffers}
+        self._arity = max(self._buffers, default=-1) + 1
+        self._fast = _C.Kernel(library._load(Variant.FAST), info.index, info.name)
+
+    def __repr__(self) -> str:
+        return f"<simulator kernel {self._info.name!r}>"
+
+    def __call__(
+        self,
+        *args: Argument,
+        threads: int | Sequence[int] | None = None,
+        group_size: int | Sequence[int] | None = None,
+        arg_casts: str | Mapping[int, str] | None = None,
+    ) -> None:
+        """Runs the kernel over a grid of threads, like a kernel of ``torch.mps.compile_shader``.
+
+        Args:
+            args: what fills ``[[buffer(0)]]``, ``[[buffer(1)]]``, ...: a CPU tensor of any strides passes the address
+                of its first element; an int passes an int64 by value, a float a float32, a list or tuple of either
+                their array; a list of tensors the array of their addresses.
+            threads: the size of the grid in threads, one to three numbers, x first. By default one for each element
+                of the first tensor.
+            group_size: the size of a threadgroup, as many numbers as ``threads``. Threadgroups at the far edges of
+                the grid are smaller when it does not divide. By default as large as allowed, along x.
+            arg_casts: how numbers are passed: ``"fp16"``, ``"bf16"``, ``"int8"``, ``"uint8"``, ``"int16"`` or
+                ``"int32"`` for all arguments or, in a mapping, for the arguments at those positions.
+
+        Raises:
+            TypeError: an argument is of the wrong kind, or there are too few or too many.
+            ValueError: an argument has a wrong value, such as a tensor on another device.
+            KernelLaunchError: the kernel had to be stopped, for example at a barrier that some threads never reach.
+        """
+        if len(args) != self._arity:
+            raise TypeError(self._wrong_arity(args))
+        packed = tuple([
+            arg.data_ptr() if isinstance(arg, Tensor) and arg.is_cpu else self._pack(position, arg, arg_casts)
+            for position, arg in enumerate(args)
+        ])
+        grid, group = self._grid(args, threads, group_size)
+        if 0 in grid:
+            return
+        self._fast.launch(packed, grid, group, self._library._threadgroup_bytes, _os_threads())
+
+    def _wrong_arity(self, args: Sequence[Argument]) -> str:
+        names = ", ".join(f"{buffer.name} [[buffer({buffer.index})]]" for buffer in self._info.buffers)
+        return f"kernel {self._info.name!r} takes {self._arity} arguments ({names}), got {len(args)}"
+
+    def _argument_name(self, position: int) -> str:
+        buffer = self._buffers.get(position)
+        return f"argument {position}{f' ({buffer.name})' if buffer else ''} of kernel {self._info.name!r}"
+
+    def _pack(self, position: int, arg: Argument, casts: str | Mapping[int, str] | None) -> bytes:
+        """The bytes of an argument that is passed by value."""
+        name = self._argument_name(position)
+        if isinstance(arg, Tensor):
+            raise ValueError(f"{name} is on device {arg.device}; the simulator takes CPU tensors")
+        values = arg if isinstance(arg, (list, tuple)) else (arg,)
+        if not values:
+            raise ValueError(f"{name} is an empty {type(arg).__name__}; at least one element is needed")
+        first = values[0]
+        if isinstance(first, Tensor):
+            return b"".join(self._pack_address(name, value) for value in values)
+        if not isinstance(first, (int, float)):
+            raise TypeError(
+                f"{name} is of type {type(first if values is arg else arg).__name__}; accepted are CPU tensors, int, "
+                "float, and lists or tuples of one of these"
+            )
+        buffer = self._buffers.get(position)
+        if buffer is not None and buffer.address_space == "device" and not buffer.is_const:
+            raise TypeError(f"{name} is written by the kernel ({buffer.type}): it takes a tensor, got {arg!r}")
+        cast = casts if isinstance(casts, str) or casts is None else casts.get(position)
+        data = _pack_numbers(name, values, cast)
+        if len(data) > MAX_CONSTANT_BYTES:
+            raise ValueError(f"{name} takes {len(data)} bytes; at most {MAX_CONSTANT_BYTES} can be passed by value")
+        return data
+
+    def _pack_address(self, name: str, value: Argument) -> bytes:
+        if not isinstance(value, Tensor) or not value.is_cpu:
+            raise TypeError(f"{name} is a list of tensors: all its elements must be CPU tensors, got {value!r}")
+        return struct.pack("P", value.data_ptr())
+
+    def _grid(
+        self, args: Sequence[Argument], threads: int | Sequence[int] | None, group_size: int | Sequence[int] | None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The sizes of the grid and of a threadgroup, three numbers each."""
+        if threads is None:
+            first = next((arg for arg in args if isinstance(arg, Tensor)), None)
+            if first is None:
+                raise ValueError(f"kernel {self._info.name!r}: threads is needed, as no argument is a tensor")
+            threads = first.numel()
+        grid = self._size("threads", threads)
+        if group_size is None:
+            limit = self.max_threads_per_threadgroup
+            group: tuple[int, ...] = (limit, *(1 for _ in grid[1:]))
+        else:
+            group = self._size("group_size", group_size)
+            if len(group) != len(grid):
+                raise ValueError(
+                    f"kernel {self._info.name!r}: group_size {group} and threads {grid} must have equally many numbers"
+                )
+        grid, group = (grid + (1, 1))[:3], (group + (1, 1))[:3]
+        if not 0 < group[0] * group[1] * group[2] <= self.max_threads_per_threadgroup:
+            raise ValueError(
+                f"kernel {self._info.name!r}: group_size {group} makes {group[0] * group[1] * group[2]} threads; a "
+                f"threadgroup has 1 to {self.max_threads_per_threadgroup}"
+            )
+        return grid, group
+
+    def _size(self, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+        size = (value,) if isinstance(value, int) else tuple(value)
+        if not 1 <= len(size) <= 3 or not all(isinstance(n, int) and 0 <= n < 1 << 32 for n in size):
+            raise ValueError(
+                f"kernel {self._info.name!r}: {name} must be an int or one to three ints from 0 to 2**32 - 1, "
+                f"got {value!r}"
+            )
+        return size
+
+
+def _pack_numbers(name: str, values: Sequence[Any], cast: str | None) -> bytes:
+    whole = isinstance(values[0], int)
+    code = ("q" if whole else "f") if cast is None else _CASTS.get(cast)
+    if code is None:
+        raise ValueError(f"{name}: unknown cast {cast!r} in arg_casts; accepted are {', '.join(map(repr, _CASTS))}")
+    try:
+        if code == "bf16":
+            return torch.tensor(values, dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes()
+        if code not in "fe":
+            values = [int(value) for value in values] if cast is not None else values
+        return struct.pack(f"{len(values)}{code}", *values)
+    except (struct.error, OverflowError, TypeError, ValueError) as error:
+        kind = cast or ("int64" if whole else "float32")
+        raise TypeError(f"{name} cannot be passed as {kind}: {error}, got {list(values)!r}") from error
+
+
+def _os_threads() -> int:
+    """How many OS threads a launch uses."""
+    setting = os.environ.get(_THREADS_VARIABLE)
+    if setting is None:
+        return _available_cpus()
+    if not setting.isdecimal() or int(setting) < 1:
+        raise ValueError(f"{_THREADS_VARIABLE} must be a positive number, got {setting!r}")
+    return int(setting)
+
+
+@functools.cache
+def _available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
