@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from .errors import UnsupportedError
 from .ops.attention.function import Causal
@@ -30,7 +29,10 @@ _DTYPE_NAMES = "float32, float16, bfloat16, or float64 on the simulator"
 _AUTOCAST_DEVICES = frozenset(("cpu", "cuda", "mps"))
 _ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
 
+_VMAP = torch._C._functorch.TransformType.Vmap
+
 _forward = torch.ops.mps_flash_attn.attention_forward.default
+_backward = torch.ops.mps_flash_attn.attention_backward.default
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,8 @@ def flash_attention(
         raise ValueError(f"causal_alignment is {causal_alignment!r}; accepted are 'top-left' and 'bottom-right'")
     if not is_causal:
         causal = Causal.NONE
-    if isinstance(attn_mask, CausalBias):
-        causal = _causal_of_bias(query, key, attn_mask, causal)
-        attn_mask = None
+    if attn_mask is not None and type(attn_mask) is not Tensor:
+        attn_mask, causal = _unwrap_causal_bias(query, key, attn_mask, causal)
     result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa)
     if isinstance(result, Refusal):
         raise result.error
@@ -228,7 +229,11 @@ def _is_direct(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> b
 
 def _derivatives_supported() -> bool:
     """False inside forward-mode differentiation and the transforms of ``torch.func`` other than ``vmap``."""
-    return forward_ad._current_level < 0
+    if forward_ad._current_level >= 0:
+        return False
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return True
+    return all(layer.key() == _VMAP for layer in torch._C._functorch.get_interpreter_stack())
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
@@ -245,17 +250,22 @@ def _autocast(*operands: Tensor) -> tuple[Tensor, ...]:
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in operands)
 
 
-def _causal_of_bias(query: Tensor, key: Tensor, bias: CausalBias, causal: Causal) -> Causal:
-    """The alignment that a `CausalBias` stands for, once it is known to fit."""
+def _unwrap_causal_bias(query: Tensor, key: Tensor, attn_mask: Tensor, causal: Causal) -> tuple[Tensor | None, Causal]:
+    """What a `CausalBias` stands for, once it is known to fit; any other mask as it is."""
+    # That module loads PyTorch's compiler, over a second of work: not for every import of this package.
+    from torch.nn.attention.bias import CausalBias, CausalVariant
+
+    if not isinstance(attn_mask, CausalBias):
+        return attn_mask, causal
     if causal is not Causal.NONE:
         raise ValueError("attn_mask is a CausalBias and is_causal is True; accepted is one of them")
-    lengths = (bias.seq_len_q, bias.seq_len_kv)
+    lengths = (attn_mask.seq_len_q, attn_mask.seq_len_kv)
     if lengths != (query.shape[-2], key.shape[-2]):
         raise ValueError(
             f"attn_mask is a CausalBias of {lengths[0]} queries and {lengths[1]} keys; query and key have "
             f"{query.shape[-2]} and {key.shape[-2]}"
         )
-    return Causal.TOP_LEFT if bias.variant is CausalVariant.UPPER_LEFT else Causal.BOTTOM_RIGHT
+    return None, Causal.TOP_LEFT if attn_mask.variant is CausalVariant.UPPER_LEFT else Causal.BOTTOM_RIGHT
 
 
 def _refuse_kinds(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
@@ -279,8 +289,11 @@ def _refuse_kinds(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
             )
     if not _derivatives_supported():
         return Refusal(
-            "forward-mode differentiation",
-            UnsupportedError("forward-mode differentiation of attention is not supported; accepted is backward()"),
+            "forward-mode or torch.func differentiation",
+            UnsupportedError(
+                "forward-mode differentiation and torch.func gradients of attention are not supported; accepted are "
+                "torch.autograd.grad and backward()"
+            ),
         )
     return None
 
@@ -471,7 +484,8 @@ def _forward_folded(
         operands.append(_with_rank(attn_mask, rank))
     if rank > 4:
         folds = [_Fold(operands, split) for split in range(rank - 3, 0, -1)]
-        operands = min(folds, key=_Fold.copied_elements).apply()
+        copies = [fold.copied_elements() for fold in folds]
+        operands = folds[copies.index(min(copies))].apply()
     q, k, v = (x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for x in operands[:3])
     out, lse = _forward(q, k, v, operands[3] if attn_mask is not None else None, scale, causal)
     shape = (*q_lead, *out.shape[2:])
@@ -511,3 +525,45 @@ class _Fold:
         return [
             x.reshape(math.prod(x.shape[:split]), math.prod(x.shape[split:-2]), *x.shape[-2:]) for x in self._operands
         ]
+
+
+def _batch_forward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """``vmap`` over the forward operator: the mapped dimension joins the batch, one launch for all."""
+    return _batch(_forward, info.batch_size, in_dims, args, tensors=4)
+
+
+def _batch_backward(
+    info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """``vmap`` over the backward operator, as for ``is_grads_batched`` and vectorised Jacobians."""
+    return _batch(_backward, info.batch_size, in_dims, args, tensors=8)
+
+
+def _batch(
+    operator: Callable[..., tuple[Tensor, ...]],
+    size: int,
+    in_dims: Sequence[int | None],
+    args: Sequence[Any],
+    tensors: int,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Folds the mapped dimension of the first `tensors` arguments into their batch dimension and calls the operator."""
+    mapped = [
+        x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(args[:tensors], in_dims, strict=False)
+    ]
+    batch = mapped[0].shape[1]
+    folded = [x if x is None else x.expand(size, batch, *x.shape[2:]).flatten(0, 1) for x in mapped]
+    results = operator(*folded, *args[tensors:])
+    return tuple(result.unflatten(0, (size, -1)) for result in results), (0,) * len(results)
+
+
+def _refuse_second_derivatives(ctx: Any, *grads: Tensor) -> None:
+    raise UnsupportedError(
+        "second derivatives of attention are not supported; accepted are first derivatives. PyTorch's own attention has "
+        "them under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), patched or not"
+    )
+
+
+torch.library.register_vmap("mps_flash_attn::attention_forward", _batch_forward)
+torch.library.register_vmap("mps_flash_attn::attention_backward", _batch_backward)
+torch.library.register_autograd("mps_flash_attn::attention_backward", _refuse_second_derivatives)
