@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from ...errors import UnsupportedError
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
 
-__all__ = ["MAX_HEAD_SIZE", "Layout", "MaskLayout", "Problem", "backward", "forward"]
+__all__ = ["MAX_HEAD_SIZE", "Layout", "MaskLayout", "Problem", "Traffic", "backward", "forward", "predicted_traffic"]
 
 MAX_HEAD_SIZE = 256
 
@@ -119,10 +120,11 @@ def _params() -> ParamStruct:
 
 
 def _words(problem: Problem) -> tuple[int, ...]:
-    strides = dict(zip(("q", "k", "v", "o", "do", "dq", "dk", "dv"), (x.strides for x in problem.layouts), strict=False))
+    unused = Layout((0, 0, 0))
+    tensors = itertools.zip_longest(("q", "k", "v", "o", "do", "dq", "dk", "dv"), problem.layouts, fillvalue=unused)
     return _params().pack(
         {
-            **{f"{name}_stride": strides.get(name, (0, 0, 0)) for name in ("q", "k", "v", "o", "do", "dq", "dk", "dv")},
+            **{f"{name}_stride": layout.strides for name, layout in tensors},
             "mask_stride": problem.mask.strides if problem.mask else (0, 0, 0, 0),
             "query_heads": problem.query_heads,
             "group": problem.query_heads // problem.key_heads,
@@ -233,3 +235,119 @@ def backward(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -
         threadgroup_bytes=tiles.threadgroup_bytes,
     )
     return delta, _over_queries("backward_dq", problem, capabilities, rows=2), dkv
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that all lanes of a launch read from and write to device memory, params aside."""
+
+    read: int
+    written: int
+
+
+def predicted_traffic(launch: Launch, problem: Problem) -> Traffic:
+    """What a launch of ``forward`` or ``backward`` moves, summed over its threadgroups."""
+    defines = dict(launch.defines)
+    predict = {
+        "attention_forward": _forward_traffic,
+        "attention_backward_delta": _delta_traffic,
+        "attention_backward_dq": _dq_traffic,
+        "attention_backward_dkv": _dkv_traffic,
+    }[launch.kernel]
+    return predict(problem, {name: int(value) for name, value in defines.items() if str(value).isdigit()})
+
+
+def _visible_keys(problem: Problem, query: int) -> int:
+    """The number of keys, from the first, that queries up to this one may see."""
+    if problem.causal_offset is None:
+        return problem.keys
+    return min(max(query + 1 + problem.causal_offset, 0), problem.keys)
+
+
+def _first_query(problem: Problem, key: int) -> int:
+    """The first query that sees a key from this one on."""
+    return 0 if problem.causal_offset is None else max(key - problem.causal_offset, 0)
+
+
+def _row_bytes(problem: Problem) -> int:
+    return problem.head_size * problem.dtype.itemsize
+
+
+def _value_bytes(problem: Problem) -> int:
+    """Of one element of lse or delta."""
+    return max(problem.dtype.itemsize, 4)
+
+
+def _mask_bytes(problem: Problem) -> int:
+    """Of the mask, read once for every pair of a query and a key it may see, for all heads."""
+    if problem.mask is None:
+        return 0
+    pairs = sum(_visible_keys(problem, query) for query in range(problem.queries))
+    return problem.batch * problem.query_heads * pairs * problem.mask.dtype.itemsize
+
+
+def _walk_over_keys(problem: Problem, defines: dict[str, int], *, rows: int) -> int:
+    """What one head's threadgroups read of keys and values, and of the ``rows`` matrices of queries they keep."""
+    own, staged = defines["BQ"], defines["BK"]
+    read = 0
+    for block in range(0, problem.queries, own):
+        steps = -(-_visible_keys(problem, block + own - 1) // staged)
+        read += 2 * min(steps * staged, problem.keys)
+        for tile in range(block, min(block + own, problem.queries), _TILE):
+            times = 1 if defines["HOLD"] else -(-_visible_keys(problem, tile + _TILE - 1) // staged)
+            read += rows * times * min(_TILE, problem.queries - tile)
+    return read * _row_bytes(problem)
+
+
+def _heads(problem: Problem) -> int:
+    return problem.batch * problem.query_heads
+
+
+#: Lanes that share a row, or a column, of a tile: each reads the row's, or column's, value for itself.
+_SHARING = 4
+
+
+def _forward_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
+    return Traffic(
+        read=_heads(problem) * _walk_over_keys(problem, defines, rows=1) + _mask_bytes(problem),
+        written=_heads(problem) * problem.queries * (_row_bytes(problem) + _value_bytes(problem)),
+    )
+
+
+def _delta_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
+    rows, gradient = _heads(problem) * problem.queries, defines["LSE_GRADIENT"]
+    return Traffic(
+        read=rows * (2 * _row_bytes(problem) + gradient * _value_bytes(problem)), written=rows * _value_bytes(problem)
+    )
+
+
+def _dq_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
+    rows = _heads(problem) * problem.queries
+    values = rows * 2 * _SHARING * _value_bytes(problem)
+    return Traffic(
+        read=_heads(problem) * _walk_over_keys(problem, defines, rows=2) + values + _mask_bytes(problem),
+        written=rows * _row_bytes(problem),
+    )
+
+
+def _dkv_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
+    own, staged = defines["BK"], defines["BQ"]
+    rows = values = 0
+    for block in range(0, problem.keys, own):
+        first = _first_query(problem, block) // staged * staged
+        visited = max(problem.queries - first, 0)
+        rows += 2 * visited
+        values += visited * 2 if defines["STAGE_VALUES"] else 0
+        for tile in range(block, min(block + own, problem.keys), _TILE):
+            start = max(_first_query(problem, tile) // staged * staged, first)
+            computed = max(problem.queries - start, 0)
+            values += 0 if defines["STAGE_VALUES"] else 2 * 2 * _SHARING * computed
+            rows += 0 if defines["HOLD"] else 2 * min(_TILE, problem.keys - tile) * -(-computed // staged)
+    held = 2 * problem.keys * problem.batch * problem.key_heads if defines["HOLD"] else 0
+    heads = _heads(problem)
+    return Traffic(
+        read=(held + heads * rows) * _row_bytes(problem)
+        + heads * values * _value_bytes(problem)
+        + _mask_bytes(problem),
+        written=2 * problem.batch * problem.key_heads * problem.keys * _row_bytes(problem),
+    )

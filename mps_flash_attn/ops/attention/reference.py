@@ -81,6 +81,7 @@ def attention_backward(
     dp = grad_out @ value.repeat_interleave(groups, dim=1).transpose(-2, -1)
     ds = p * (dp - delta) * scale
     dq = ds @ key.repeat_interleave(groups, dim=1)
-    dk = (ds.transpose(-2, -1) @ query).unflatten(1, (key.shape[1], groups)).sum(2)
-    dv = (p.transpose(-2, -1) @ grad_out).unflatten(1, (key.shape[1], groups)).sum(2)
+    batch, heads, lk, size = key.shape
+    dk = (ds.transpose(-2, -1) @ query).view(batch, heads, groups, lk, size).sum(2)
+    dv = (p.transpose(-2, -1) @ grad_out).view(batch, heads, groups, lk, size).sum(2)
     return dq, dk, dv
