@@ -42,7 +42,7 @@ struct OnlineSoftmax {
     // Sums l over each row; afterwards 1 / l scales the output (0 where no key is visible).
     rows_t finish() thread {
         l = reduce_sum(l);
-        return select(1 / l, rows_t(0), l == rows_t(0));
+        return select(rows_t(1) / l, rows_t(0), l == rows_t(0));
     }
     // Natural logarithm of the sum of the exponentials of a row's scores.
     rows_t log_sum_exp() const thread {

@@ -19,9 +19,10 @@ template <typename T> struct TileB {
 struct TileC {
     simdgroup_matrix<accum, 8, 8> part[2][2];
 
-    // The lane's element in row slot 0..1 and column slot 0..3.
+    // The lane's element in row slot 0..1 and column slot 0..3. A reference cannot bind to an element of a vector,
+    // hence the pointer.
     thread accum &at(short row, short column) thread {
-        return part[row][column / 2].thread_elements()[column % 2];
+        return ((thread accum *)&part[row][column / 2].thread_elements())[column % 2];
     }
 };
 

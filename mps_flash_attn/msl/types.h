@@ -13,8 +13,8 @@ using rows_t = vec<accum, 2>;
 // One value for each of the four columns of a tile that a lane holds.
 using columns_t = vec<accum, 4>;
 
-constant constexpr accum LOG2_E = accum(1.44269504088896340736L);
-constant constexpr accum LN_2 = accum(0.69314718055994530942L);
+constant constexpr accum LOG2_E = accum(1.44269504088896340736);
+constant constexpr accum LN_2 = accum(0.69314718055994530942);
 
 // Sixteen bytes: what one lane moves at a time.
 using chunk = uint4;
