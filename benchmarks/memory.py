@@ -66,12 +66,7 @@ def _measure_point(problem: Problem, name: str) -> dict[str, Any]:
         problem.call(attention, inputs)
 
     resident: int | None = None
-    if problem.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        tensors = torch.cuda.max_memory_allocated() - before
-    elif problem.device == "mps":
+    if problem.device == "mps":
         torch.mps.synchronize()
         torch.mps.empty_cache()
         before = torch.mps.driver_allocated_memory()

@@ -30,11 +30,10 @@ def _processor() -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a figure depends on beside the code: date, device, system and versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device.type,
-        "device_name": name,
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -17,8 +17,6 @@ __all__ = ["measure"]
 def _synchronize(device: str) -> None:
     if device == "mps":
         torch.mps.synchronize()
-    elif device == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure(problems: Sequence[Problem], repeat: int) -> list[dict[str, Any]]:

@@ -1,0 +1,131 @@
+"""Measures an operation of this package beside what PyTorch offers for it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# PyTorch's profiler, which the memory benchmark reads, reports its own start and stop on stderr otherwise.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+import counters
+import memory
+import overhead
+import records
+import timing
+import torch
+from attention import Problem
+
+DESCRIPTION = """\
+Measure attention, ours beside PyTorch's scaled_dot_product_attention and the textbook formula, all in this one run.
+
+  (default)    wall-clock time, medians of --repeat calls after a warm-up with the very same call
+  --memory     peak memory beyond the inputs, against the length; one fresh process a point; draws a plot
+  --counters   what the kernels do in the simulator: matrix products, exponentials, barriers, bytes moved; beside
+               PyTorch's own Metal kernel, taken from the installed PyTorch and executed by the same simulator
+  --overhead   cost in Python of a call, with the launch itself switched off, beside an empty custom operator
+
+On --device cpu our kernels run in the simulator, which is for correctness: its times say nothing about a GPU. Its
+counters do: they are exact and the same on every run.
+"""
+
+EPILOG = """\
+examples:
+  python benchmarks/run.py --op attention --length 256 512 1024 --causal --backward
+  python benchmarks/run.py --op attention --device mps --dtype float16 --length 4096 --json out/attention.jsonl
+  python benchmarks/run.py --op attention --memory --plot out/memory.png
+  python benchmarks/run.py --op attention --counters --head-dim 64 128 --length 1024
+"""
+
+# Per mode: lengths, head sizes, heads and repeats unless the command line says otherwise.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "time": {"length": [512], "head_dim": [64], "heads": 4, "repeat": 10},
+    "memory": {"length": [256, 512, 1024, 2048, 4096], "head_dim": [64], "heads": 1, "repeat": 1},
+    "counters": {"length": [1024], "head_dim": [64, 128], "heads": 1, "repeat": 1},
+    "overhead": {"length": [128], "head_dim": [64], "heads": 4, "repeat": 20},
+}
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line; sizes that it leaves out come from the mode."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def positive(text: str) -> int:
+        if (number := int(text)) < 1:
+            raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+        return number
+
+    parser.add_argument("--op", choices=("attention",), required=True, help="the operation")
+    mode = parser.add_mutually_exclusive_group()
+    for name in ("memory", "counters", "overhead"):
+        mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help="see above")
+    parser.set_defaults(mode="time")
+    parser.add_argument("--device", choices=("cpu", "mps"), help="cpu is the simulator (default: mps if there is one, else cpu)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32")
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--heads", type=positive, help="of query, key and value (default 4; --memory, --counters 1)")
+    parser.add_argument("--length", type=positive, nargs="+", help="of queries and keys, one or more")
+    parser.add_argument("--head-dim", type=positive, nargs="+", help="one or more")
+    parser.add_argument("--causal", action="store_true", help="query i sees keys up to i")
+    parser.add_argument("--backward", action="store_true", help="forward and gradients (--memory: always)")
+    parser.add_argument("--repeat", type=positive, help="calls (--overhead: rounds of calls) that a median is taken of")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append one JSON object a line, with date and versions")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="of --memory (default out/memory.png)")
+    args = parser.parse_args(arguments)
+    for name, value in DEFAULTS[args.mode].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.mode == "memory":
+        args.backward = True
+        if len(args.head_dim) > 1:
+            parser.error("--memory draws one plot: give one --head-dim")
+    if args.plot is not None and args.mode != "memory":
+        parser.error("--plot draws --memory")
+    args.device = args.device or ("mps" if torch.backends.mps.is_available() else "cpu")
+    if args.mode == "counters" and args.device != "cpu":
+        parser.error("--counters come from the simulator: use --device cpu")
+    return args
+
+
+def problems(args: argparse.Namespace) -> list[Problem]:
+    """Every combination of length and head size."""
+    return [
+        Problem(args.batch, args.heads, length, head_dim, args.dtype, args.causal, args.backward, args.device)
+        for head_dim in args.head_dim
+        for length in args.length
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    chosen = problems(args)
+    setting = f"{args.dtype}, batch {args.batch}, {args.heads} head{'s' * (args.heads > 1)}, {args.device}"
+    setting += (", causal" if args.causal else "") + (", forward and backward" if args.backward else ", forward")
+    if args.mode == "time":
+        results = timing.measure(chosen, args.repeat)
+        records.show(f"Time of attention: {setting}", results)
+    elif args.mode == "memory":
+        results = memory.measure(chosen)
+        records.show(f"Peak extra memory of attention: {setting}", results)
+        file = args.plot or Path("out/memory.png")
+        memory.plot(results, f"Peak extra memory of attention, {setting}", file)
+        print(f"Plot: {file}")
+    elif args.mode == "counters":
+        results = counters.measure(chosen)
+        records.show(f"What the kernels do, forward: {setting}", results)
+    else:
+        results = overhead.measure(chosen, args.repeat)
+        records.show(f"Cost of a call in Python: {setting}", results)
+    if args.json is not None:
+        common = {"op": args.op, "mode": args.mode, "dtype": args.dtype, "batch": args.batch, "heads": args.heads}
+        common |= {"causal": args.causal, "backward": args.backward}
+        records.append(args.json, [{**common, **record} for record in results], torch.device(args.device))
+
+
+if __name__ == "__main__":
+    main()
