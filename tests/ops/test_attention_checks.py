@@ -1,0 +1,71 @@
+"""The attention kernels under the simulator's checks, and with each of their barriers taken away."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from mps_flash_attn import source
+from mps_flash_attn.errors import KernelCheckError
+from mps_flash_attn.ops.attention import function
+from mps_flash_attn.ops.attention.cases import Case
+from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.runtime import simulator
+
+BARRIER = re.compile(r"(?:threadgroup|simdgroup)_barrier\([^;]*\);")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def run(case: Case, dtype: torch.dtype) -> None:
+    inputs = case.inputs(dtype)
+    arguments = (inputs.query, inputs.key, inputs.value, inputs.attn_mask)
+    out, lse = function.attention_forward(*arguments, inputs.scale, int(inputs.causal))
+    gradients = function.attention_backward(
+        inputs.grad_out, inputs.grad_lse, *arguments, out, lse, inputs.scale, int(inputs.causal)
+    )
+    assert not any(x.isnan().any() for x in (out, lse, *gradients)), "an element was never written"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(70, 50, 40, batch=1, query_heads=2, key_heads=1, causal=Causal.TOP_LEFT),
+        Case(50, 70, 40, batch=1, causal=Causal.BOTTOM_RIGHT, layout="sliced", mask="boolean"),
+        Case(33, 65, 40, batch=1, query_heads=2, key_heads=1, layout="transposed", mask="additive"),
+        Case(20, 36, 256, batch=1, query_heads=1, key_heads=1),
+    ],
+    ids=lambda case: f"{case.queries}x{case.keys}x{case.head_size}-{case.layout}-{case.mask}",
+)
+def test_no_finding(case: Case, dtype: torch.dtype, seed: int) -> None:
+    with simulator.check():
+        run(case, dtype)
+
+
+def barriers() -> list[tuple[str, int]]:
+    return [
+        (path, number)
+        for path in source.kernel_files()
+        if path.startswith("ops/attention/")
+        for number in range(len(BARRIER.findall(source.flatten(path))))
+    ]
+
+
+@pytest.mark.parametrize(("path", "number"), barriers())
+def test_each_barrier_is_missed(path: str, number: int, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    specialise = source.specialise
+
+    def without_barrier(which: str, defines: tuple[source.Define, ...]) -> str:
+        text = specialise(which, defines)
+        if which != path:
+            return text
+        found = list(BARRIER.finditer(text))[number]
+        return text[: found.start()] + text[found.end() :]
+
+    monkeypatch.setattr(source, "specialise", without_barrier)
+    monkeypatch.setattr(function, "_forward_calls", {})
+    monkeypatch.setattr(function, "_backward_calls", {})
+    with pytest.raises(KernelCheckError), simulator.check():
+        run(Case(130, 130, 64, batch=1, query_heads=1, key_heads=1), torch.float32)
