@@ -1,0 +1,284 @@
+"""Which arguments attention accepts: a cheap test for the common call, and words for every call that is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .errors import UnsupportedError
+
+__all__ = [
+    "MAX_HEAD_SIZE",
+    "Refusal",
+    "autocast_dtype",
+    "is_direct",
+    "leading_sizes",
+    "refuse_kinds",
+    "refuse_mask",
+    "refuse_operands",
+    "refuse_scale",
+]
+
+MAX_HEAD_SIZE = 256
+
+_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_DTYPE_NAMES = "float32, float16, bfloat16, or float64 on the simulator"
+_AUTOCAST_DEVICES = frozenset(("cpu", "cuda", "mps"))
+_VMAP = torch._C._functorch.TransformType.Vmap
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a call is not computed.
+
+    Attributes:
+        reason: a short text without shapes, the same for every call that fails the same way, so it can be counted.
+        error: what `flash_attention` raises: argument, what came, what is accepted.
+    """
+
+    reason: str
+    error: Exception
+
+
+def is_direct(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
+    """Whether the operator takes these three as they are: nothing to refuse, cast, copy, broadcast or fold."""
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        return False
+    dtype = query.dtype
+    if dtype not in _DTYPES or key.dtype is not dtype or value.dtype is not dtype:
+        return False
+    if query.is_nested or key.is_nested or value.is_nested or query.dim() != 4 or key.dim() != 4:
+        return False
+    batch, heads, _, head_size = query.shape
+    kv_shape = key.shape
+    kv_heads = kv_shape[1]
+    device = query.device
+    return (
+        batch == kv_shape[0]
+        and (heads == kv_heads or (enable_gqa and kv_heads > 0 and heads % kv_heads == 0))
+        and head_size == kv_shape[3]
+        and 0 < head_size <= MAX_HEAD_SIZE
+        and kv_shape == value.shape
+        and device == key.device
+        and device == value.device
+        and query.layout is key.layout is value.layout is torch.strided
+        and query.stride(3) == key.stride(3) == value.stride(3) == 1
+        and _derivatives_supported()
+        and autocast_dtype(device.type) is None
+    )
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    if device_type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def _derivatives_supported() -> bool:
+    """False inside forward-mode differentiation and the transforms of ``torch.func`` other than ``vmap``."""
+    if forward_ad._current_level >= 0:
+        return False
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return True
+    return all(layer.key() == _VMAP for layer in torch._C._functorch.get_interpreter_stack())
+
+
+def refuse_kinds(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
+    """Checks of each operand by itself: type, layout, dtype, rank; then of the kind of differentiation."""
+    for name, operand in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(operand, Tensor):
+            return Refusal("not a tensor", TypeError(f"{name} is a {type(operand).__name__}; accepted is a Tensor"))
+        if operand.is_nested or operand.layout is not torch.strided:
+            kind = "nested" if operand.is_nested else f"of layout {operand.layout}"
+            return Refusal(
+                "sparse or nested tensor", UnsupportedError(f"{name} is {kind}; accepted are dense strided tensors")
+            )
+        if operand.dtype not in _DTYPES:
+            return Refusal(
+                "dtype not supported", TypeError(f"{name} has dtype {operand.dtype}; accepted are {_DTYPE_NAMES}")
+            )
+        if operand.dim() < 2:
+            return Refusal(
+                "fewer than two dimensions",
+                ValueError(f"{name} has shape {list(operand.shape)}; accepted are two dimensions or more: [..., L, D]"),
+            )
+    if not _derivatives_supported():
+        return Refusal(
+            "forward-mode or torch.func differentiation",
+            UnsupportedError(
+                "forward-mode differentiation and torch.func gradients of attention are not supported; accepted are "
+                "torch.autograd.grad and backward()"
+            ),
+        )
+    return None
+
+
+def refuse_operands(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> Refusal | None:
+    """Checks of query, key and value against each other, after `refuse_kinds`."""
+    return (
+        _refuse_mix(query, key, value)
+        or _refuse_sizes(query, key, value)
+        or (_refuse_groups(query, key, value) if enable_gqa else None)
+    )
+
+
+def _refuse_mix(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
+    for name, operand in (("key", key), ("value", value)):
+        if operand.device != query.device:
+            return Refusal(
+                "devices differ",
+                ValueError(f"{name} is on {operand.device} and query on {query.device}; accepted is one device"),
+            )
+        if operand.dtype != query.dtype:
+            return Refusal(
+                "dtypes differ",
+                TypeError(f"{name} has dtype {operand.dtype} and query {query.dtype}; accepted is one dtype"),
+            )
+    return None
+
+
+def _refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
+    """Checks of the last two dimensions."""
+    head_size = query.shape[-1]
+    if key.shape[-1] != head_size:
+        return Refusal(
+            "head sizes of query and key differ",
+            ValueError(f"key has head size {key.shape[-1]} and query {head_size}; accepted is one head size"),
+        )
+    if value.shape[-1] != head_size:
+        return Refusal(
+            "value head size differs",
+            UnsupportedError(f"value has head size {value.shape[-1]} and query {head_size}; accepted is one head size"),
+        )
+    if not 0 < head_size <= MAX_HEAD_SIZE:
+        reason = f"head size over {MAX_HEAD_SIZE}" if head_size > 0 else "head size 0"
+        return Refusal(reason, UnsupportedError(f"query has head size {head_size}; accepted are 1 to {MAX_HEAD_SIZE}"))
+    if key.shape[-2] != value.shape[-2]:
+        return Refusal(
+            "lengths of key and value differ",
+            ValueError(f"value has length {value.shape[-2]} and key {key.shape[-2]}; accepted is one length"),
+        )
+    return None
+
+
+def _refuse_groups(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
+    """Checks of the heads under ``enable_gqa``."""
+    ranks = (query.dim(), key.dim(), value.dim())
+    if min(ranks) < 3:
+        return Refusal(
+            "grouped heads without a head dimension",
+            ValueError(
+                f"enable_gqa is True and query, key, value have {ranks} dimensions; accepted are three or more: "
+                "[..., H, L, D]"
+            ),
+        )
+    heads, kv_heads = query.shape[-3], key.shape[-3]
+    if kv_heads != value.shape[-3]:
+        return Refusal(
+            "heads of key and value differ",
+            UnsupportedError(f"value has {value.shape[-3]} heads and key {kv_heads}; accepted is one number"),
+        )
+    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
+        return Refusal(
+            "heads do not divide",
+            ValueError(f"query has {heads} heads and key {kv_heads}; accepted is a multiple of the key's heads"),
+        )
+    return None
+
+
+def refuse_mask(mask: Tensor, device: torch.device, full: Sequence[int]) -> Refusal | None:
+    """Checks of a mask that has to broadcast to `full`."""
+    if not isinstance(mask, Tensor):
+        return Refusal(
+            "mask is not a tensor", TypeError(f"attn_mask is a {type(mask).__name__}; accepted is a Tensor or None")
+        )
+    if mask.is_nested or mask.layout is not torch.strided:
+        return Refusal(
+            "sparse or nested mask", UnsupportedError("attn_mask is sparse or nested; accepted is a dense strided one")
+        )
+    if mask.device != device:
+        return Refusal(
+            "mask on another device",
+            ValueError(f"attn_mask is on {mask.device} and query on {device}; accepted is one device"),
+        )
+    if mask.dtype is not torch.bool and mask.dtype not in _DTYPES:
+        return Refusal(
+            "mask dtype not supported",
+            TypeError(f"attn_mask has dtype {mask.dtype}; accepted are bool (true takes part) and floating point"),
+        )
+    if mask.requires_grad and torch.is_grad_enabled():
+        return Refusal(
+            "mask requires grad",
+            UnsupportedError(
+                "attn_mask requires grad and its gradient is not implemented; accepted are a detached mask or no_grad()"
+            ),
+        )
+    shape = mask.shape
+    offset = len(full) - len(shape)
+    if offset < 0 or any(n != 1 and n != full[offset + i] for i, n in enumerate(shape)):
+        return Refusal(
+            "mask does not broadcast",
+            ValueError(f"attn_mask has shape {list(mask.shape)}; accepted is what broadcasts to {list(full)}"),
+        )
+    return None
+
+
+def refuse_scale(scale: float) -> Refusal | None:
+    if isinstance(scale, bool) or not isinstance(scale, (float, int, torch.SymFloat, torch.SymInt)):
+        return Refusal(
+            "scale is not a number", TypeError(f"scale is a {type(scale).__name__}; accepted are a float or None")
+        )
+    if scale == 0 or not -math.inf < scale < math.inf:
+        return Refusal(
+            "scale is zero or not finite",
+            ValueError(f"scale is {scale}; accepted are finite numbers other than 0, or None for 1 / sqrt(D)"),
+        )
+    return None
+
+
+def leading_sizes(
+    query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]] | Refusal:
+    """Sizes of all dimensions before the last two (batches, then heads) after broadcasting.
+
+    Returns:
+        Those of the queries and of the keys and values. They differ in the heads alone: grouped heads stay few, and so
+        does a single key head that broadcasts.
+    """
+    q, k, v = query.shape[:-2], key.shape[:-2], value.shape[:-2]
+    if enable_gqa:
+        batch = _broadcast_sizes(q[:-1], k[:-1], v[:-1])
+        if batch is not None:
+            return (*batch, q[-1]), (*batch, k[-1])
+    else:
+        kv = _broadcast_sizes(k, v)
+        full = None if kv is None else _broadcast_sizes(q, kv)
+        if kv is not None and full is not None:
+            return full, (*full[:-1], kv[-1] if kv else 1) if full else full
+    hint = "" if enable_gqa else "; grouped heads need enable_gqa=True"
+    return Refusal(
+        "batch dimensions or heads do not broadcast",
+        ValueError(
+            f"query, key, value have shapes {list(query.shape)}, {list(key.shape)}, {list(value.shape)}; accepted are "
+            f"equal or broadcastable dimensions before the last two{hint}"
+        ),
+    )
+
+
+def _broadcast_sizes(*shapes: Sequence[int]) -> tuple[int, ...] | None:
+    """The shape that all broadcast to, or None."""
+    rank = max(len(shape) for shape in shapes)
+    result = []
+    for sizes in zip(*((1,) * (rank - len(shape)) + tuple(shape) for shape in shapes), strict=True):
+        size = 1
+        for n in sizes:
+            if n != 1 and size != 1 and n != size:
+                return None
+            size = size if n == 1 else n
+        result.append(size)
+    return tuple(result)
