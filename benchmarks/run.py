@@ -65,7 +65,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("memory", "counters", "overhead"):
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help="see above")
     parser.set_defaults(mode="time")
-    parser.add_argument("--device", choices=("cpu", "mps"), help="cpu is the simulator (default: mps if there is one, else cpu)")
+    parser.add_argument(
+        "--device", choices=("cpu", "mps"), help="cpu is the simulator (default: mps if there is one, else cpu)"
+    )
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32")
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--heads", type=positive, help="of query, key and value (default 4; --memory, --counters 1)")
@@ -74,7 +76,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--causal", action="store_true", help="query i sees keys up to i")
     parser.add_argument("--backward", action="store_true", help="forward and gradients (--memory: always)")
     parser.add_argument("--repeat", type=positive, help="calls (--overhead: rounds of calls) that a median is taken of")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append one JSON object a line, with date and versions")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="append one JSON object a line, with date and versions"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="of --memory (default out/memory.png)")
     args = parser.parse_args(arguments)
     for name, value in DEFAULTS[args.mode].items():

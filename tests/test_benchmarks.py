@@ -1,0 +1,66 @@
+"""Each mode of the benchmarks in a tiny configuration: it runs, and its figures mean what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run
+from matplotlib import image
+
+
+def measure(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
+    file = tmp_path / "results" / "out.jsonl"
+    run.main(["--op=attention", "--device=cpu", f"--json={file}", *arguments])
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_time_compares_all_implementations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = measure(tmp_path, "--length", "16", "40", "--heads=1", "--head-dim=16", "--repeat=2", "--backward")
+    assert [(r["length"], r["implementation"]) for r in results] == [
+        (length, name) for length in (16, 40) for name in ("ours", "PyTorch", "naive")
+    ]
+    assert all(0 < r["fastest_ms"] <= r["median_ms"] for r in results)
+    assert all(r["times_pytorch"] == 1 for r in results if r["implementation"] == "PyTorch")
+    assert {"date", "torch", "processor", "system"} <= results[0].keys()
+    assert "Time of attention" in capsys.readouterr().out
+
+
+def test_memory_of_ours_grows_with_the_length_and_of_the_formula_with_its_square(tmp_path: Path) -> None:
+    plot = tmp_path / "memory.png"
+    results = measure(tmp_path, "--memory", "--length", "256", "512", "--head-dim=16", f"--plot={plot}")
+    peaks = {(r["implementation"], r["length"]): r["tensor_bytes"] for r in results}
+    assert 1.9 <= peaks["ours", 512] / peaks["ours", 256] <= 2.1
+    assert 3 <= peaks["naive", 512] / peaks["naive", 256] <= 4
+    assert peaks["naive", 512] >= 512 * 512 * 4
+    # Output, log-sum-exp, its gradient's delta, the incoming gradient and three gradients.
+    assert peaks["ours", 512] <= 512 * (5 * 16 + 2) * 4 + 4096
+    assert image.imread(plot)[..., :3].std() > 0.02
+
+
+def test_counters_put_pytorchs_kernel_beside_ours(tmp_path: Path) -> None:
+    results = measure(tmp_path, "--counters", "--length=64", "--head-dim=64")
+    ours, theirs, ratio = results
+    products = 2 * (64 // 8) ** 2 * (64 // 8)
+    assert ours["matrix_products"] == theirs["matrix_products"] == products
+    assert theirs["device_bytes"] >= 4 * 64 * 64 * 4
+    for name in ("device_bytes", "threadgroup_bytes"):
+        assert ratio[name] == ours[name] / theirs[name]
+
+
+def test_overhead_is_that_of_a_call_without_its_launch(tmp_path: Path) -> None:
+    (result,) = measure(tmp_path, "--overhead", "--repeat=2")
+    assert result["empty_op_us"] > 0
+    assert result["difference_us"] == result["flash_attention_us"] - result["empty_op_us"]
+    # A real launch of this size takes the simulator milliseconds.
+    assert result["flash_attention_us"] < 1000
+
+
+@pytest.mark.parametrize("wrong", [("--counters", "--device=mps"), ("--plot=x.png",), ("--memory", "--counters")])
+def test_bad_arguments_are_named(wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run.parse_arguments(["--op=attention", *wrong])
+    assert stop.value.code == 2
+    assert wrong[0].partition("=")[0] in capsys.readouterr().err

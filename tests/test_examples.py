@@ -1,0 +1,124 @@
+"""The demo, end to end in a tiny configuration, and the faults that it must not overlook."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gpt_mini
+import pytest
+import torch
+from matplotlib import image
+from torch import Tensor
+from torch.nn import functional
+
+import mps_flash_attn
+
+TINY = ("--device=cpu", "--steps=4", "--layers=1", "--heads=2", "--width=32", "--context=40", "--batch=2", "--sample=6")
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> tuple[str, ...]:
+    text = tmp_path / "text.txt"
+    text.write_text("def square(x):\n    return x * x\n\n" * 40, encoding="utf-8")
+    return (*TINY, f"--text={text}", f"--out={tmp_path / 'plots' / 'losses.png'}")
+
+
+def with_fault(monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
+    """Puts ``fault(output)`` behind attention while the patch is on."""
+    original_attention, original_patched = functional.scaled_dot_product_attention, mps_flash_attn.patched
+    on = [False]
+
+    @contextlib.contextmanager
+    def patched(devices: Iterable[str]) -> Iterator[None]:
+        with original_patched(devices):
+            on[0] = True
+            yield
+            on[0] = False
+
+    def attention(*args: Any, **kwargs: Any) -> Tensor:
+        output = original_attention(*args, **kwargs)
+        return fault(output) if on[0] else output
+
+    monkeypatch.setattr(mps_flash_attn, "patched", patched)
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_demo_trains_compares_and_plots(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+    assert gpt_mini.main((*arguments, f"--dtype={dtype}")) == 0
+    printed = capsys.readouterr().out
+    assert "OK: every attention call was accelerated" in printed
+    assert "0 passed on" in printed
+    pixels = image.imread(tmp_path / "plots" / "losses.png")
+    assert min(pixels.shape[:2]) > 500
+    assert pixels[..., :3].std() > 0.05
+
+
+def test_wrong_outputs_fail_the_demo(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_fault(monkeypatch, lambda output: output * 1.5)
+    assert gpt_mini.main(arguments) == 1
+    assert "FAILED: the two trainings disagree" in capsys.readouterr().out
+
+
+def test_wrong_gradients_alone_fail_the_demo(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scale_gradient(output: Tensor) -> Tensor:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * 1.01)
+        return output
+
+    with_fault(monkeypatch, scale_gradient)
+    assert gpt_mini.main((*arguments, "--steps=1")) == 1
+    assert "FAILED: the two trainings disagree" in capsys.readouterr().out
+
+
+def test_attention_that_is_not_accelerated_fails_the_demo(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mps_flash_attn, "patched", lambda devices: contextlib.nullcontext())
+    assert gpt_mini.main(arguments) == 1
+    assert "FAILED: not every attention call was accelerated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("losses", [[1.0, math.nan], [math.nan, 1.0]])
+def test_nan_never_agrees(losses: list[float]) -> None:
+    model = torch.nn.Linear(1, 1)
+    gradients = {"weight": torch.ones(1)}
+    theirs = gpt_mini.Run("theirs", model, [1.0, 1.0], first_gradients=gradients)
+    assert gpt_mini.Comparison.of(theirs, theirs, "float32").agrees
+    assert not gpt_mini.Comparison.of(
+        gpt_mini.Run("ours", model, losses, first_gradients=gradients), theirs, "float32"
+    ).agrees
+    assert not gpt_mini.Comparison.of(
+        gpt_mini.Run("ours", model, [1.0, 1.0], first_gradients={"weight": torch.tensor([math.nan])}), theirs, "float32"
+    ).agrees
+
+
+def test_the_default_text_is_python_source_of_useful_length() -> None:
+    text = gpt_mini.standard_library_text()
+    assert len(text) > 300_000
+    assert text.count("\ndef ") > 100
+
+
+def test_a_text_that_is_too_short_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("short", encoding="utf-8")
+    assert gpt_mini.main((*TINY, f"--text={text}")) == 1
+    assert "5 characters, too few for a context of 40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [("--width=30", "--heads=4"), ("--text=/nonexistent",), ("--steps=0",)])
+def test_bad_arguments_are_named(wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        gpt_mini.main(wrong)
+    assert stop.value.code == 2
+    assert wrong[0].partition("=")[0] in capsys.readouterr().err
