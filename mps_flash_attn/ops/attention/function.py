@@ -1,16 +1,31 @@
-"""The attention operators ``torch.ops.mps_flash_attn.attention_{forward,backward}``: launches, fakes and autograd."""
+"""The attention operators ``torch.ops.mps_flash_attn.attention_{forward,backward}``: launches, fakes and autograd.
+
+Both take ``query [B, Hq, Lq, D]``, ``key`` and ``value [B, Hkv, Lk, D]`` with any strides but 1 in the last dimension,
+and an ``attn_mask`` that broadcasts to ``[B, Hq, Lq, Lk]``. A call that was made before with the same shapes and
+strides costs a dictionary look-up beyond its launches.
+"""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference
+from ... import launch
+from ...runtime.base import Runtime, for_device
+from . import plan
 
 __all__ = ["Causal", "attention_backward", "attention_forward"]
+
+_ForwardCall = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor]"]
+
+#: Prepared calls by everything that shapes them; emptied when full, since a plan is cheap to make again.
+_MOST_CALLS = 4096
+_forward_calls: dict[Any, _ForwardCall] = {}
+_backward_calls: dict[Any, tuple[Runtime, launch.BoundLaunch | None, launch.BoundLaunch, launch.BoundLaunch]] = {}
 
 
 class Causal(enum.IntEnum):
@@ -21,17 +36,134 @@ class Causal(enum.IntEnum):
     BOTTOM_RIGHT = 2
 
 
-def _lse_dtype(dtype: torch.dtype) -> torch.dtype:
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the log-sum-exp beside inputs of ``dtype``: what the kernels accumulate in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _address(tensor: Tensor) -> int:
+    """Where the tensor starts, modulo the 16 bytes that a lane moves at once. An MPS buffer itself is aligned."""
+    if tensor.device.type == "mps":
+        return tensor.storage_offset() * tensor.element_size() % 16
+    return tensor.data_ptr() % 16
+
+
+def _layout(name: str, tensor: Tensor) -> plan.Layout:
+    if tensor.stride(3) != 1 and tensor.shape[3] > 1:
+        raise ValueError(f"{name} has stride {tensor.stride(3)} in its last dimension; accepted: 1")
+    batch, head, row = (0 if n == 1 else s for n, s in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
+    starts = (_address(tensor), *(x * tensor.element_size() for x in (batch, head, row, tensor.shape[3])))
+    return plan.Layout((batch, head, row), aligned=all(x % 16 == 0 for x in starts))
+
+
+def _mask_layout(mask: Tensor, shape: tuple[int, ...]) -> plan.MaskLayout:
+    if mask.dim() != 4 or any(n not in (1, full) for n, full in zip(mask.shape, shape, strict=True)):
+        raise ValueError(f"attn_mask has shape {tuple(mask.shape)}; accepted: 1 or full in each of {shape}")
+    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
+        raise TypeError(f"attn_mask has dtype {mask.dtype}; accepted: bool or a floating-point dtype")
+    batch, head, row, column = (0 if n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True))
+    return plan.MaskLayout(mask.dtype, (batch, head, row, column))
+
+
+def _problem(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int, **others: Tensor
+) -> plan.Problem:
+    """The problem of a call; ``others`` are the tensors that have the layout of an output, in the plan's order."""
+    named = {"query": query, "key": key, "value": value, **others}
+    for name, tensor in named.items():
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: 4 dimensions [B, H, L, D]")
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise TypeError(
+                f"{name} is {tensor.dtype} on {tensor.device}; accepted: query's {query.dtype} on {query.device}"
+            )
+    batch, query_heads, queries, head_size = query.shape
+    key_heads, keys = key.shape[1:3]
+    if key.shape != (batch, key_heads, keys, head_size):
+        raise ValueError(f"key has shape {tuple(key.shape)}; accepted: query's B {batch} and D {head_size}")
+    if value.shape != key.shape:
+        raise ValueError(f"value has shape {tuple(value.shape)}; accepted: that of key, {tuple(key.shape)}")
+    if key_heads == 0 or query_heads % key_heads:
+        raise ValueError(f"key has {key_heads} heads; accepted: a divisor of query's {query_heads}")
+    if attn_mask is not None and attn_mask.device != query.device:
+        raise ValueError(f"attn_mask is on {attn_mask.device}; accepted: query's {query.device}")
+    kind = Causal(causal)
+    return plan.Problem(
+        dtype=query.dtype,
+        batch=batch,
+        query_heads=query_heads,
+        key_heads=key_heads,
+        queries=queries,
+        keys=keys,
+        head_size=head_size,
+        scale=scale,
+        causal_offset=None if kind == Causal.NONE else keys - queries if kind == Causal.BOTTOM_RIGHT else 0,
+        mask=None if attn_mask is None else _mask_layout(attn_mask, (batch, query_heads, queries, keys)),
+        layouts=tuple(_layout(name, tensor) for name, tensor in named.items()),
+    )
+
+
+def _geometry(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), _address(tensor)
+
+
+def _mask_geometry(mask: Tensor | None) -> tuple[Any, ...] | None:
+    return None if mask is None else (mask.dtype, mask.shape, mask.stride())
+
+
+def _prepare_forward(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
+) -> _ForwardCall:
+    runtime = for_device(query.device.type)
+    problem = _problem(query, key, value, attn_mask, scale, causal, out=torch.empty_like(query))
+    dtype, nothing_to_do, no_keys = lse_dtype(query.dtype), query.numel() == 0, key.numel() == 0
+    bound = launch.bind(plan.forward(problem, runtime.CAPABILITIES), runtime)
+
+    def call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        out = launch.empty_like(query, runtime)
+        lse = launch.new_empty(query, query.shape[:3], dtype, runtime)
+        if no_keys:
+            return out.zero_(), lse.fill_(-torch.inf)
+        if not nothing_to_do:
+            bound(query, key, value, query if attn_mask is None else attn_mask, out, lse)
+        return out, lse
+
+    return call
+
+
+def _remember(calls: dict[Any, Any], key: Any, call: Any) -> None:
+    if len(calls) >= _MOST_CALLS:
+        calls.clear()
+    calls[key] = call
 
 
 @torch.library.custom_op("mps_flash_attn::attention_forward", mutates_args=())
 def attention_forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
 ) -> tuple[Tensor, Tensor]:
-    work = torch.promote_types(query.dtype, torch.float32)
-    out, lse = reference.attention_forward(query.to(work), key.to(work), value.to(work), attn_mask, scale, causal)
-    return out.to(query.dtype), lse.to(_lse_dtype(query.dtype))
+    """Attention and the log-sum-exp of its scores.
+
+    Args:
+        query: ``[B, Hq, Lq, D]``.
+        key, value: ``[B, Hkv, Lk, D]``; query head ``h`` uses head ``h // (Hq / Hkv)``.
+        attn_mask: boolean (true takes part) or additive, broadcast to ``[B, Hq, Lq, Lk]``.
+        scale: factor of the scores.
+        causal: a `Causal`.
+
+    Returns:
+        ``out`` like ``query``, and ``lse [B, Hq, Lq]``, natural logarithm, float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not go together.
+        UnsupportedError: a problem that no plan serves.
+    """
+    tensors = (query.device.type, query.dtype, _geometry(query), key.dtype, _geometry(key), value.dtype)
+    problem = (*tensors, _geometry(value), _mask_geometry(attn_mask), scale, causal)
+    call = _forward_calls.get(problem)
+    if call is None:
+        call = _prepare_forward(query, key, value, attn_mask, scale, causal)
+        _remember(_forward_calls, problem, call)
+    return call(query, key, value, attn_mask)
 
 
 @torch.library.custom_op("mps_flash_attn::attention_backward", mutates_args=())
@@ -47,28 +179,56 @@ def attention_backward(
     scale: float,
     causal: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    work = torch.promote_types(query.dtype, torch.float32)
-    dq, dk, dv = reference.attention_backward(
-        grad_out.to(work),
-        grad_lse,
-        query.to(work),
-        key.to(work),
-        value.to(work),
-        attn_mask,
-        out.to(work),
-        lse.to(work),
-        scale,
-        causal,
-    )
-    return dq.to(query.dtype), dk.to(query.dtype), dv.to(query.dtype)
+    """Gradients of `attention_forward` from its inputs, its outputs and their gradients.
+
+    Args:
+        grad_out: like ``out``; made contiguous where its last dimension is strided.
+        grad_lse: ``[B, Hq, Lq]`` or ``None`` for zeros.
+
+    Returns:
+        ``dq``, ``dk``, ``dv`` like ``query``, ``key``, ``value``.
+    """
+    for name, tensor in (("grad_out", grad_out), ("out", out)):
+        if tensor.shape != query.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: that of query, {tuple(query.shape)}")
+    if lse.shape != query.shape[:3] or lse.dtype != lse_dtype(query.dtype):
+        raise ValueError(f"lse is {lse.dtype} of shape {tuple(lse.shape)}; accepted: that of attention_forward")
+    if grad_lse is not None and (grad_lse.shape != lse.shape or grad_lse.dtype != lse.dtype):
+        raise ValueError(f"grad_lse is {grad_lse.dtype} of shape {tuple(grad_lse.shape)}; accepted: that of lse")
+    if grad_out.stride(3) != 1:
+        grad_out = grad_out.contiguous()
+    lse, grad_lse = lse.contiguous(), None if grad_lse is None else grad_lse.contiguous()
+    runtime = for_device(query.device.type)
+    dq, dk, dv = (launch.empty_like(x, runtime) for x in (query, key, value))
+    if query.numel() == 0 or key.numel() == 0:
+        return dq.zero_(), dk.zero_(), dv.zero_()
+
+    tensors = {"out": out, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
+    inputs = (query, key, value, *tensors.values())
+    geometry = tuple((x.device.type, x.dtype, *_geometry(x)) for x in inputs)
+    problem = (geometry, _mask_geometry(attn_mask), scale, causal, grad_lse is None)
+    calls = _backward_calls.get(problem)
+    if calls is None:
+        launches = plan.backward(
+            _problem(query, key, value, attn_mask, scale, causal, **tensors), runtime.CAPABILITIES, grad_lse is not None
+        )
+        calls = tuple(launch.bind(each, runtime) for each in launches)
+        _remember(_backward_calls, problem, calls)
+
+    run_delta, run_dq, run_dkv = calls
+    delta = launch.new_empty(lse, lse.shape, lse.dtype, runtime)
+    mask = query if attn_mask is None else attn_mask
+    run_delta(out, grad_out, lse if grad_lse is None else grad_lse, delta)
+    run_dq(query, key, value, mask, grad_out, lse, delta, dq)
+    run_dkv(query, key, value, mask, grad_out, lse, delta, dk, dv)
+    return dq, dk, dv
 
 
 @attention_forward.register_fake
 def _(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
 ) -> tuple[Tensor, Tensor]:
-    lse = query.new_empty(query.shape[:-1], dtype=_lse_dtype(query.dtype))
-    return query.new_empty(query.shape), lse
+    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=lse_dtype(query.dtype))
 
 
 @attention_backward.register_fake
@@ -84,7 +244,7 @@ def _(
     scale: float,
     causal: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -95,9 +255,9 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     query, key, value, attn_mask, out, lse = ctx.saved_tensors
+    if grad_out is None and grad_lse is None:
+        return (None,) * 6
     if grad_out is None:
-        if grad_lse is None:
-            return (None,) * 6
         grad_out = torch.zeros_like(out)
     dq, dk, dv = torch.ops.mps_flash_attn.attention_backward(
         grad_out, grad_lse, query, key, value, attn_mask, out, lse, ctx.scale, ctx.causal
