@@ -17,9 +17,6 @@ namespace {
 
 constexpr std::size_t kArenaBytes = std::size_t{1} << 17;  // threadgroup memory, with room for the checks' red zones
 
-// Distance of two lanes' logs: a little more than their size, so that they do not share cache sets.
-constexpr std::size_t kLogStride = kDeferredBytes + 320;
-
 std::size_t page_size() {
     static const auto size = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
     return size;
@@ -60,7 +57,7 @@ Reservation::~Reservation() { munmap(mapping_, mapped_bytes_); }
 
 Worker::Worker()
     : stacks_(kMaxThreads * kStackBytes, kStackBytes),
-      logs_(round_up(kMaxThreads * kLogStride, page_size()), page_size()),
+      logs_(kMaxThreads / kLanes * kDeferredBytes, page_size()),
       arena_(kArenaBytes, page_size()),
       group_(std::make_unique<Threadgroup>()) {}
 
@@ -78,11 +75,10 @@ void Worker::prepare(const Api& api, uint32_t threads) {
         simdgroup.group = group_.get();
         std::memset(self, 0, sizeof(Thread));
         self->executor = &simdgroup;
-        self->deferred = logs_.begin() + index * kLogStride;
+        self->deferred = logs_.begin() + index / kLanes * kDeferredBytes;
         self->thread_index = index;
         self->lane = index % kLanes;
         self->simdgroup = index / kLanes;
-        std::memset(self->deferred, 0, 64);  // an abandoned thread leaves entries behind
         prepare_fiber(simdgroup.fibers[self->lane], stacks_.begin() + index * kStackBytes + page_size(), self, run_thread,
                       self);
     }

@@ -28,8 +28,8 @@ enum class Scope : uint32_t { simdgroup, threadgroup };
 // Bits of Metal's mem_flags: what a barrier orders.
 enum MemoryFlags : uint32_t { kMemNone = 0, kMemDevice = 1, kMemThreadgroup = 2, kMemTexture = 4 };
 
-// How an instrumented build reports an access to memory.
-enum class Access : uint32_t { read, write, atomic };
+// How an instrumented build reports an access to memory: plain, or by an atomic operation.
+enum class Access : uint32_t { read, write, atomic, atomic_read };
 
 // Per-launch counts. `exponentials` and `matrix_products` (8 x 8 x 8) are kept by the shim, one per lane and one
 // per simdgroup respectively; the rest by the executor.
@@ -66,7 +66,9 @@ struct Thread {
     const Api* api;
     void* executor;                    // the executor's own state of this fiber
     Counters* counters;                // of the launch; null unless the build counts
-    void* deferred;                    // the shim's per-lane log of matrix products; owned by the executor, kDeferredBytes long
+    void* deferred;                    // a log of matrix products, kDeferredBytes long, that the simdgroup's lanes share
+    char* deferred_end;                // the shim's own: how far this lane has filled the log
+    uint64_t deferred_signature;       // the shim's own: of the operations that this lane has logged
     Size thread_position_in_threadgroup;
     Size threadgroup_position_in_grid;
     Size threads_per_threadgroup;      // of this threadgroup: smaller at the ragged edge of the grid
@@ -80,18 +82,18 @@ struct Thread {
     uint32_t lanes;                    // of this simdgroup: 32 but for the last of a ragged threadgroup
 };
 
-constexpr std::size_t kDeferredBytes = 16384;
+constexpr std::size_t kDeferredBytes = std::size_t{1} << 17;  // aligned to 64
 static_assert(sizeof(Thread) <= kThreadBytes, "a Thread must fit above its stack");
 
 // The Thread of the stack that `address` lies in. Neighbouring stacks keep theirs in different cache sets: 32 lanes
 // switch in turn, and at equal offsets their hot lines would evict each other.
-inline Thread* thread_of_stack(uintptr_t address) {
+[[gnu::always_inline]] inline Thread* thread_of_stack(uintptr_t address) {
     const uintptr_t set = (address / kStackBytes) % 16 + 1;
     return reinterpret_cast<Thread*>((address | (kStackBytes - 1)) + 1 - set * kThreadBytes);
 }
 
 // The running fiber. Stacks are aligned to kStackBytes, so the frame's address is enough.
-inline Thread* self() { return thread_of_stack(reinterpret_cast<uintptr_t>(__builtin_frame_address(0))); }
+[[gnu::always_inline]] inline Thread* self() { return thread_of_stack(reinterpret_cast<uintptr_t>(__builtin_frame_address(0))); }
 
 // What a kernel library exports, beside one `Kernel` function per kernel:
 //   extern "C" const uint32_t simt_abi;                       == kAbiVersion
