@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .errors import UnsupportedError
+from .ops.attention.plan import MAX_HEAD_SIZE
 
 __all__ = [
-    "MAX_HEAD_SIZE",
     "Refusal",
     "autocast_dtype",
     "is_direct",
@@ -23,8 +23,6 @@ __all__ = [
     "refuse_operands",
     "refuse_scale",
 ]
-
-MAX_HEAD_SIZE = 256
 
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _DTYPE_NAMES = "float32, float16, bfloat16, or float64 on the simulator"

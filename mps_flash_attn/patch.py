@@ -249,6 +249,8 @@ def _reason_to_pass_on(
             return "attn_mask together with is_causal"
         if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
             return "mask dtype that PyTorch refuses"
+        if attn_mask.dim() < 2:
+            return "mask of fewer than two dimensions, which PyTorch refuses"
     return None
 
 
