@@ -1,11 +1,15 @@
 // The extension module mps_flash_attn._C: the only file that knows Python.
 #include <dlfcn.h>
+#include <link.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "simulator/executor.h"
 
@@ -15,7 +19,7 @@ namespace {
 
 // A compiled kernel library, loaded for as long as anything refers to it.
 class Library {
-public:
+  public:
     explicit Library(const std::string& path) : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
         if (handle_ == nullptr) throw std::runtime_error(dlerror());
         const auto* const abi = static_cast<const uint32_t*>(dlsym(handle_, "simt_abi"));
@@ -24,6 +28,9 @@ public:
             throw std::runtime_error(path + " is not a kernel library of binary interface " +
                                      std::to_string(simt::kAbiVersion));
         }
+        // Instrumented libraries report from now on; their static initialisers have run.
+        auto* const observed = static_cast<bool*>(dlsym(handle_, "simt_observed"));
+        if (observed != nullptr) *observed = true;
     }
     ~Library() { dlclose(handle_); }
     Library(const Library&) = delete;
@@ -36,7 +43,26 @@ public:
         return reinterpret_cast<simt::Kernel>(address);
     }
 
-private:
+    simt::LibraryRange range() const {
+        link_map* map = nullptr;
+        dlinfo(handle_, RTLD_DI_LINKMAP, &map);
+        simt::LibraryRange range{map->l_addr, map->l_addr, map->l_addr};
+        dl_iterate_phdr(
+            [](dl_phdr_info* info, std::size_t, void* result) {
+                auto& found = *static_cast<simt::LibraryRange*>(result);
+                if (info->dlpi_addr != found.base) return 0;
+                for (int i = 0; i < info->dlpi_phnum; ++i) {
+                    const auto& segment = info->dlpi_phdr[i];
+                    if (segment.p_type != PT_LOAD) continue;
+                    found.end = std::max<uintptr_t>(found.end, found.base + segment.p_vaddr + segment.p_memsz);
+                }
+                return 1;
+            },
+            &range);
+        return range;
+    }
+
+  private:
     void* handle_;
 };
 
@@ -44,8 +70,33 @@ simt::Size to_size(const py::tuple& values) {
     return {values[0].cast<uint32_t>(), values[1].cast<uint32_t>(), values[2].cast<uint32_t>()};
 }
 
+// A buffer as Python describes it: (name, address or bytes, bytes, bytes of an element, whether constant).
+simt::Buffer to_buffer(const py::tuple& fields) {
+    const py::handle place = fields[1];
+    void* const address = PyBytes_Check(place.ptr()) ? PyBytes_AS_STRING(place.ptr()) : PyLong_AsVoidPtr(place.ptr());
+    return {fields[0].cast<std::string>(), address, fields[2].cast<std::size_t>(), fields[3].cast<uint32_t>(),
+            fields[4].cast<bool>()};
+}
+
+// An argument as Python describes it: (buffer, the buffers that it holds the addresses of).
+simt::Argument to_argument(const py::tuple& fields) {
+    simt::Argument argument{to_buffer(fields[0]), {}};
+    for (const py::handle target : fields[1].cast<py::tuple>()) {
+        argument.targets.push_back(to_buffer(py::reinterpret_borrow<py::tuple>(target)));
+    }
+    return argument;
+}
+
+std::vector<simt::Argument> to_arguments(const py::tuple& arguments) {
+    std::vector<simt::Argument> converted;
+    for (const py::handle argument : arguments) {
+        converted.push_back(to_argument(py::reinterpret_borrow<py::tuple>(argument)));
+    }
+    return converted;
+}
+
 class Kernel {
-public:
+  public:
     Kernel(std::shared_ptr<Library> library, unsigned index, std::string name)
         : library_(std::move(library)), kernel_(library_->kernel(index)), name_(std::move(name)) {}
 
@@ -63,13 +114,40 @@ public:
                 if (PyErr_Occurred() != nullptr) throw py::error_already_set();
             }
         }
-        const simt::Launch launch{kernel_,           name_.c_str(),     buffers.data(), to_size(threads),
-                                  to_size(group_size), threadgroup_bytes, os_threads};
+        const simt::Launch launch = describe(buffers.data(), threads, group_size, threadgroup_bytes, os_threads);
         const py::gil_scoped_release unlocked;
         simt::run_launch(launch);
     }
 
-private:
+    simt::Counters count(const py::tuple& arguments, const py::tuple& threads, const py::tuple& group_size,
+                         std::size_t threadgroup_bytes, unsigned os_threads) const {
+        std::array<void*, simt::kMaxBuffers> buffers{};
+        std::vector<simt::Buffer> memory;
+        std::size_t i = 0;
+        for (const simt::Argument& argument : to_arguments(arguments)) {
+            buffers.at(i++) = argument.buffer.address;
+            memory.push_back(argument.buffer);
+            memory.insert(memory.end(), argument.targets.begin(), argument.targets.end());
+        }
+        const simt::Launch launch = describe(buffers.data(), threads, group_size, threadgroup_bytes, os_threads);
+        const py::gil_scoped_release unlocked;
+        return simt::count_launch(launch, memory);
+    }
+
+    std::vector<std::string> check(const py::tuple& arguments, const py::tuple& threads, const py::tuple& group_size,
+                                   std::size_t threadgroup_bytes, uint64_t seed, unsigned random_schedules) const {
+        const std::vector<simt::Argument> converted = to_arguments(arguments);
+        const simt::Launch launch = describe(nullptr, threads, group_size, threadgroup_bytes, 1);
+        const py::gil_scoped_release unlocked;
+        return simt::check_launch(launch, converted, library_->range(), seed, random_schedules);
+    }
+
+  private:
+    simt::Launch describe(void* const* buffers, const py::tuple& threads, const py::tuple& group_size,
+                          std::size_t threadgroup_bytes, unsigned os_threads) const {
+        return {kernel_, name_.c_str(), buffers, to_size(threads), to_size(group_size), threadgroup_bytes, os_threads};
+    }
+
     std::shared_ptr<Library> library_;
     simt::Kernel kernel_;
     std::string name_;
@@ -84,8 +162,8 @@ PYBIND11_MODULE(_C, module) {
     module.attr("LANES") = simt::kLanes;
 
     // LaunchError lives in mps_flash_attn.errors, which does not need this module.
-    static py::object& launch_error = *new py::object(
-        py::module_::import("mps_flash_attn.errors").attr("KernelLaunchError"));
+    static py::object& launch_error =
+        *new py::object(py::module_::import("mps_flash_attn.errors").attr("KernelLaunchError"));
     py::register_local_exception_translator([](std::exception_ptr exception) {
         try {
             if (exception) std::rethrow_exception(exception);
@@ -99,5 +177,19 @@ PYBIND11_MODULE(_C, module) {
         .def(py::init<std::shared_ptr<Library>, unsigned, std::string>(), py::arg("library"), py::arg("index"),
              py::arg("name"))
         .def("launch", &Kernel::launch, py::arg("arguments"), py::arg("threads"), py::arg("group_size"),
-             py::arg("threadgroup_bytes"), py::arg("os_threads"));
+             py::arg("threadgroup_bytes"), py::arg("os_threads"))
+        .def("count", &Kernel::count, py::arg("arguments"), py::arg("threads"), py::arg("group_size"),
+             py::arg("threadgroup_bytes"), py::arg("os_threads"))
+        .def("check", &Kernel::check, py::arg("arguments"), py::arg("threads"), py::arg("group_size"),
+             py::arg("threadgroup_bytes"), py::arg("seed"), py::arg("random_schedules"));
+
+    py::class_<simt::Counters>(module, "Counters")
+        .def_readonly("matrix_products", &simt::Counters::matrix_products)
+        .def_readonly("exponentials", &simt::Counters::exponentials)
+        .def_readonly("threadgroup_barriers", &simt::Counters::threadgroup_barriers)
+        .def_readonly("simdgroup_barriers", &simt::Counters::simdgroup_barriers)
+        .def_readonly("device_bytes_read", &simt::Counters::device_bytes_read)
+        .def_readonly("device_bytes_written", &simt::Counters::device_bytes_written)
+        .def_readonly("threadgroup_bytes_read", &simt::Counters::threadgroup_bytes_read)
+        .def_readonly("threadgroup_bytes_written", &simt::Counters::threadgroup_bytes_written);
 }

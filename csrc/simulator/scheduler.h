@@ -9,6 +9,10 @@ namespace simt {
 // lanes as on the GPU, nothing is counted.
 const Api& fast_api();
 
+// The services of instrumented kernels whose work is counted, and of those that are checked.
+const Api& counting_api();
+const Api& checked_api();
+
 // The life of every fiber: runs one thread of a threadgroup each time it is started. `argument` is its Thread.
 [[noreturn]] void run_thread(void* argument);
 

@@ -16,6 +16,7 @@ struct Request {
     Combine combine;
     const char* what;
     int line;
+    uint32_t memory_flags;  // of a barrier
 
     bool matches(const Request& other) const { return combine == other.combine && line == other.line; }
 };
@@ -45,14 +46,26 @@ struct ThreadgroupArray {
     uint32_t offset, bytes;  // in the arena
 };
 
+class Checker;
+class MemoryCounter;
+
 struct Threadgroup {
     static constexpr uint32_t kMaxArrays = 128;
+    static constexpr std::size_t kArenaBytes = std::size_t{1} << 17;  // the most memory, and the checks' red zones
+    static constexpr std::size_t kRedZone = 256;                      // bytes around each array while checking
 
     // Of the launch.
     Kernel kernel;
-    const char* kernel_name;
     void* const* buffers;
-    std::size_t memory_limit;  // bytes of threadgroup memory that the launch may use
+    std::size_t memory_limit;             // bytes of threadgroup memory that the launch may use
+    Size grid;                            // threadgroups of the launch
+    Checker* checker;                     // null unless the launch is checked
+    const MemoryCounter* memory_counter;  // null unless the launch is counted
+    Counters counters;                    // of all threadgroups that ran here
+
+    // Memory that the threads use without knowing it.
+    const char *stacks_begin, *stacks_end;
+    const char *logs_begin, *logs_end;
 
     // Of this threadgroup.
     Size position;
@@ -64,7 +77,7 @@ struct Threadgroup {
 
     // Threadgroup arrays in the order in which they were first declared; the same for all threadgroups of a launch.
     char* arena;
-    uint32_t arena_used;
+    uint32_t arena_used;  // without red zones
     uint32_t array_count;
     std::array<ThreadgroupArray, kMaxArrays> arrays;
 

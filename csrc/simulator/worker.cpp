@@ -1,28 +1,16 @@
 #include "worker.h"
 
 #include <pthread.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 #include <mutex>
-#include <system_error>
 #include <vector>
 
 #include "scheduler.h"
 
 namespace simt {
 namespace {
-
-constexpr std::size_t kArenaBytes = std::size_t{1} << 17;  // threadgroup memory, with room for the checks' red zones
-
-std::size_t page_size() {
-    static const auto size = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    return size;
-}
-
-std::size_t round_up(std::size_t value, std::size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // The free list. A child process gets the parent's idle workers; the lock is held across fork so that it is usable
 // there.
@@ -41,33 +29,24 @@ struct FreeList {
 
 }  // namespace
 
-Reservation::Reservation(std::size_t bytes, std::size_t alignment) : mapped_bytes_(bytes + alignment) {
-    void* const mapping = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapping == MAP_FAILED) {
-        throw std::system_error(errno, std::generic_category(),
-                                "reserving " + std::to_string(mapped_bytes_) + " bytes for the simulator");
-    }
-    mapping_ = static_cast<char*>(mapping);
-    const auto address = reinterpret_cast<uintptr_t>(mapping_);
-    begin_ = mapping_ + (round_up(address, alignment) - address);
-}
-
-Reservation::~Reservation() { munmap(mapping_, mapped_bytes_); }
-
 Worker::Worker()
     : stacks_(kMaxThreads * kStackBytes, kStackBytes),
       logs_(kMaxThreads / kLanes * kDeferredBytes, page_size()),
-      arena_(kArenaBytes, page_size()),
-      group_(std::make_unique<Threadgroup>()) {}
+      arena_(Threadgroup::kArenaBytes, page_size()),
+      group_(std::make_unique<Threadgroup>()) {
+    group_->arena = arena_.begin();
+    group_->stacks_begin = stacks_.begin();
+    group_->stacks_end = stacks_.begin() + stacks_.bytes();
+    group_->logs_begin = logs_.begin();
+    group_->logs_end = logs_.begin() + logs_.bytes();
+}
 
 Thread* Worker::thread(uint32_t index) const {
     return thread_of_stack(reinterpret_cast<uintptr_t>(stacks_.begin()) + index * kStackBytes);
 }
 
 void Worker::prepare(const Api& api, uint32_t threads) {
-    // Best effort: a process has a limit on mappings, and each guard page adds two.
-    for (; guarded_ < threads; ++guarded_) mprotect(stacks_.begin() + guarded_ * kStackBytes, page_size(), PROT_NONE);
+    for (; guarded_ < threads; ++guarded_) stacks_.forbid(guarded_ * kStackBytes, page_size());
     for (; startable_ < threads; ++startable_) {
         const uint32_t index = startable_;
         Thread* const self = thread(index);
@@ -79,20 +58,22 @@ void Worker::prepare(const Api& api, uint32_t threads) {
         self->thread_index = index;
         self->lane = index % kLanes;
         self->simdgroup = index / kLanes;
-        prepare_fiber(simdgroup.fibers[self->lane], stacks_.begin() + index * kStackBytes + page_size(), self, run_thread,
-                      self);
+        prepare_fiber(simdgroup.fibers[self->lane], stacks_.begin() + index * kStackBytes + page_size(), self,
+                      run_thread, self);
     }
-    for (uint32_t index = 0; index < threads; ++index) thread(index)->api = &api;
-
     Threadgroup& group = *group_;
-    group.arena = arena_.begin();
+    for (uint32_t index = 0; index < threads; ++index) {
+        thread(index)->api = &api;
+        thread(index)->counters = group.memory_counter != nullptr ? &group.counters : nullptr;
+    }
+    group.counters = {};
     group.arena_used = group.array_count = 0;
     group.size = {0, 0, 0};
     group.error.clear();
 }
 
 // Tells every thread its place in threadgroups of `size`.
-void Worker::lay_out(Size size, Size grid, Size threads_per_grid, Size group_size) {
+void Worker::lay_out(Size size, Size threads_per_grid, Size group_size) {
     Threadgroup& group = *group_;
     group.size = size;
     group.threads = size.x * size.y * size.z;
@@ -106,18 +87,18 @@ void Worker::lay_out(Size size, Size grid, Size threads_per_grid, Size group_siz
         self.threads_per_threadgroup = size;
         self.dispatch_threads_per_threadgroup = group_size;
         self.threads_per_grid = threads_per_grid;
-        self.threadgroups_per_grid = grid;
+        self.threadgroups_per_grid = group.grid;
         self.simdgroups = group.simdgroups;
         self.lanes = std::min(kLanes, group.threads - index / kLanes * kLanes);
     }
 }
 
-bool Worker::run(Size position, Size grid, Size threads_per_grid, Size group_size) {
+bool Worker::run(Size position, Size threads_per_grid, Size group_size) {
     Threadgroup& group = *group_;
     const Size size = {std::min(group_size.x, threads_per_grid.x - position.x * group_size.x),
                        std::min(group_size.y, threads_per_grid.y - position.y * group_size.y),
                        std::min(group_size.z, threads_per_grid.z - position.z * group_size.z)};
-    if (std::memcmp(&size, &group.size, sizeof size) != 0) lay_out(size, grid, threads_per_grid, group_size);
+    if (std::memcmp(&size, &group.size, sizeof size) != 0) lay_out(size, threads_per_grid, group_size);
     group.position = position;
     for (uint32_t index = 0; index < group.threads; ++index) thread(index)->threadgroup_position_in_grid = position;
     run_threadgroup(group);

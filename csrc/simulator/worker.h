@@ -3,43 +3,27 @@
 
 #include <memory>
 
+#include "reservation.h"
 #include "threadgroup.h"
 
 namespace simt {
 
-// Address space reserved from the system. Pages take memory once they are touched.
-class Reservation {
-public:
-    // `bytes`, at an address that is a multiple of `alignment`; both multiples of the page size.
-    Reservation(std::size_t bytes, std::size_t alignment);
-    ~Reservation();
-    Reservation(const Reservation&) = delete;
-    Reservation& operator=(const Reservation&) = delete;
-
-    char* begin() const { return begin_; }
-
-private:
-    char* mapping_;
-    std::size_t mapped_bytes_;
-    char* begin_;
-};
-
 class Worker {
-public:
+  public:
     Worker();
 
     // Makes the first `threads` fibers ready to run with the services of `api`.
     void prepare(const Api& api, uint32_t threads);
 
-    // Runs the threadgroup at `position` of a grid. Its state's launch part must be set. Returns false when
-    // `group().error` says that the launch is given up.
-    bool run(Size position, Size grid, Size threads_per_grid, Size group_size);
+    // Runs the threadgroup at `position` of a grid. The part of its state that belongs to the launch must be set.
+    // Returns false when `group().error` says that the launch is given up.
+    bool run(Size position, Size threads_per_grid, Size group_size);
 
     Threadgroup& group() { return *group_; }
 
-private:
+  private:
     Thread* thread(uint32_t index) const;
-    void lay_out(Size size, Size grid, Size threads_per_grid, Size group_size);
+    void lay_out(Size size, Size threads_per_grid, Size group_size);
 
     Reservation stacks_;
     Reservation logs_;
@@ -52,15 +36,16 @@ private:
 // A Worker from the process's free list, or a new one; goes back to the list in the end. Launches are frequent, and
 // mapping and touching stacks anew costs more than a small kernel.
 class BorrowedWorker {
-public:
+  public:
     BorrowedWorker();
     ~BorrowedWorker();
     BorrowedWorker(const BorrowedWorker&) = delete;
     BorrowedWorker& operator=(const BorrowedWorker&) = delete;
 
     Worker* operator->() const { return worker_.get(); }
+    Worker& operator*() const { return *worker_; }
 
-private:
+  private:
     std::unique_ptr<Worker> worker_;
 };
 

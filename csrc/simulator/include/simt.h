@@ -68,7 +68,7 @@ struct Thread {
     Counters* counters;                // of the launch; null unless the build counts
     void* deferred;                    // a log of matrix products, kDeferredBytes long, that the simdgroup's lanes share
     char* deferred_end;                // the shim's own: how far this lane has filled the log
-    uint64_t deferred_signature;       // the shim's own: of the operations that this lane has logged
+    uint64_t reserved;
     Size thread_position_in_threadgroup;
     Size threadgroup_position_in_grid;
     Size threads_per_threadgroup;      // of this threadgroup: smaller at the ragged edge of the grid
