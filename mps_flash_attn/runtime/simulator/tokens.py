@@ -68,6 +68,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
+_KINDS = {kind.value: kind for kind in Kind}
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -77,7 +78,7 @@ def tokenize(text: str) -> list[Token]:
     line = 1
     for match in _TOKEN.finditer(text):
         assert match.lastgroup is not None
-        token = Token(Kind(match.lastgroup), match.group(), match.start(), line)
+        token = Token(_KINDS[match.lastgroup], match.group(), match.start(), line)
         tokens.append(token)
         line += token.text.count("\n")
     return tokens

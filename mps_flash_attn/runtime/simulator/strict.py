@@ -1,0 +1,333 @@
+"""A strict parse of Metal text: rejects what Apple's compiler rejects, without a Mac.
+
+The simulator's own compilers erase address spaces and accept all of C++, so a kernel may run there and fail to
+compile on a Mac. Here clang reads it in C++ for OpenCL 2021, where ``device``, ``threadgroup``, ``constant`` and
+``thread`` are real and not convertible into each other, and its syntax tree is searched for the rest: pointers without
+an address space, recursion, mutable globals, kernels' parameters. Needs libclang, the optional extra ``check``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import CompilerNotFoundError, KernelCompileError
+from .strict_rewrite import (
+    THREADGROUP_VARIABLE_OUTSIDE_KERNEL,
+    VECTORS,
+    Edit,
+    Problem,
+    Rewriting,
+    after_template_arguments,
+    apply,
+    construct,
+    rewrite,
+    vector_constructors,
+)
+from .tokens import Kind, closing, following, preceding
+from .translate import SOURCE_NAME
+
+__all__ = ["Diagnostic", "check", "diagnose"]
+
+_HEADER = Path(__file__).parent / "csrc" / "strict" / "metal_declarations.h"
+_NO_LIBCLANG = "the strict parse of Metal text needs libclang: pip install mps-flash-attn[check]"
+
+# Without these features of OpenCL 3.0: what has no counterpart in Metal. The generic address space stays, and stands
+# for every pointer that names none, which `strict_rules` rejects; without it clang would take such a pointer to be
+# the thread's, and refuse to copy a struct from device memory.
+_FEATURES = ",".join(
+    f"-{feature}" for feature in ("cl_khr_fp64", "__opencl_c_fp64", "__opencl_c_pipes", "__opencl_c_device_enqueue")
+)
+_ARGUMENTS = (
+    "-x",
+    "clcpp",
+    "-cl-std=clc++2021",
+    "-cl-no-stdinc",
+    "-target",
+    "x86_64-unknown-linux-gnu",
+    "-ferror-limit=0",
+    "-Wno-everything",
+    "-Xclang",
+    f"-cl-ext={_FEATURES}",
+    "-ftemplate-backtrace-limit=0",
+)
+_MOST_REPAIRS = 3
+
+# clang's numbers
+_ERROR = 3
+_INCOMPLETE = 0x02
+_SKIP_FUNCTION_BODIES = 0x40
+
+_SEVERAL_ARGUMENTS = "excess elements in scalar initializer"
+_VECTOR_CONVERSION = re.compile(
+    r"from vector '.*?' \(vector of (?P<a>\d).*? to vector '.*?' \(vector of (?P<b>\d).*? of different size"
+)
+_COPY_FROM_CONSTANT = re.compile(
+    r"\(the implicit copy (?:constructor|assignment operator)\) not viable: cannot bind reference in address space "
+    r"'__constant'|no known conversion from '(?:const )?__constant (?P<a>[^']+)' to '(?:__private )?(?P<b>[^']+)'"
+)
+# What OpenCL forbids and Metal does not.
+_OPENCL_ONLY = (
+    "scalar operand type has greater rank than the type of the vector element",
+    "bit-fields are not supported in OpenCL",
+)
+_VECTOR_OF_BOOL = "invalid vector element type 'bool'"
+_INSTANCE = "in instantiation of "
+_BOOL_ARGUMENT = re.compile(r"<.*\bbool\b.*>")
+_THREADGROUP_VARIABLE = "variable cannot be declared in local address space"
+_UNSUPPORTED_TYPE = re.compile(r"use of type '(?P<type>[^']+)' requires .* support")
+_WORDS = (
+    (re.compile(r"__global\b"), "device"),
+    (re.compile(r"__local\b"), "threadgroup"),
+    (re.compile(r"__constant\b"), "constant"),
+    (re.compile(r"__private\b"), "thread"),
+    (re.compile(r"__generic "), ""),
+    (re.compile(r"__metal_name_"), ""),
+    (re.compile(r"C\+\+ for OpenCL(?: version \d+)?|OpenCL(?: C(?: version [\d.]+)?)?"), "Metal"),
+    (re.compile(r"__bf16\b"), "bfloat"),
+)
+
+
+@dataclass(frozen=True, order=True)
+class Diagnostic:
+    """One thing that Metal forbids.
+
+    Attributes:
+        file: the file, by the ``#line`` directives of the text; else ``program_source``, as Apple's compiler has it.
+        line: from 1.
+        column: from 1.
+        message: what is wrong.
+    """
+
+    file: str
+    line: int
+    column: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: error: {self.message}"
+
+
+def check(source: str) -> None:
+    """Passes a Metal text that Apple's compiler would accept, as far as is known here.
+
+    Args:
+        source: Metal 3.1. Includes other than those of Metal's own headers are resolved already.
+
+    Raises:
+        KernelCompileError: it is not; the message has every problem, each with its place.
+        CompilerNotFoundError: libclang is not installed.
+    """
+    problems = diagnose(source)
+    if problems:
+        count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
+        raise KernelCompileError("\n".join((f"the text is not legal Metal: {count}", *map(str, problems))))
+
+
+def diagnose(source: str) -> tuple[Diagnostic, ...]:
+    """Everything that is wrong with a Metal text, in order of place.
+
+    Args:
+        source: Metal 3.1. Includes other than those of Metal's own headers are resolved already.
+
+    Raises:
+        CompilerNotFoundError: libclang is not installed.
+    """
+    index = _libclang()
+    # clang counts bytes; what is not ASCII can only stand in comments and strings.
+    text = source.encode("ascii", "replace").decode()
+    rewriting = rewrite(text)
+    parse = _Parse(text, rewriting, index)
+    found = {(problem.offset, problem.message) for problem in (*rewriting.problems, *parse.problems())}
+    return tuple(_diagnostic(rewriting, Problem(*problem)) for problem in sorted(found))
+
+
+@functools.cache
+def _libclang() -> Any:
+    """What texts are parsed with."""
+    try:
+        from clang import cindex  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise CompilerNotFoundError(_NO_LIBCLANG) from error
+    try:
+        return cindex.Index.create()
+    except cindex.LibclangError as error:
+        raise CompilerNotFoundError(f"{_NO_LIBCLANG} ({error})") from error
+
+
+@functools.cache
+def _declarations(index: Any) -> tuple[str, ...]:
+    """The arguments that put Metal's declarations in front of a text: parsed once, 0.1 s, and read back in 10 ms."""
+    folder = tempfile.TemporaryDirectory(prefix="mps-flash-attn-")
+    atexit.register(folder.cleanup)
+    compiled = str(Path(folder.name) / "metal_declarations.pch")
+    unit = index.parse(str(_HEADER), args=_ARGUMENTS, options=_INCOMPLETE)
+    unit.save(compiled)
+    return ("-include-pch", compiled)
+
+
+class _Parse:
+    """One text on its way through clang."""
+
+    def __init__(self, text: str, rewriting: Rewriting, index: Any) -> None:
+        self._text = text
+        self._rewriting = rewriting
+        self._index = index
+        self._edits = list(rewriting.edits)
+        self._constructed: set[int] = set()  # offsets of the parentheses of vectors' constructors found by clang
+        self._read = apply(text, self._edits)
+
+    def problems(self) -> list[Problem]:
+        """What clang and the rules object to."""
+        from . import strict_rules
+
+        # Member functions and names of vector types show only in the syntax tree, those of a function's body and
+        # those that depend on a template's parameters only in clang's errors.
+        outline = self._parse(skip_bodies=True)
+        names = strict_rules.vector_names(outline, self._is_own)
+        methods = strict_rules.unqualified_methods(outline, self._is_own)
+        self._edits += vector_constructors(self._rewriting, VECTORS | names)
+        self._edits += [edit for cursor in methods for edit in self._qualify(cursor)]
+        unit = self._parse()
+        for _ in range(_MOST_REPAIRS):
+            edits = [edit for error in _errors(unit) for edit in self._construct(error)]
+            if not edits:
+                break
+            self._edits += edits
+            unit = self._parse()
+
+        problems: list[Problem] = []
+        report = lambda offset, message: problems.append(Problem(self._read.origin(offset), message))
+        rules = strict_rules.Rules(report, self._is_threadgroup_variable, self._read.text)
+        rules.walk(unit, self._is_own)
+        objected = {problem.offset for problem in problems}
+        errors = _errors(unit)
+        makes_vectors_of_bool = any(_VECTOR_OF_BOOL in error.spelling for error in errors)
+        is_for_bool = False
+        for error in errors:
+            # clang names the template's instance with the first of several errors in it
+            is_for_bool = _is_for_bool(error, otherwise=is_for_bool)
+            if makes_vectors_of_bool and (_VECTOR_OF_BOOL in error.spelling or is_for_bool):
+                continue  # OpenCL has no vectors of bool; a template that makes some cannot be read to its end
+            offset = self._place(error)
+            message = _message(error)
+            if message is None or (_THREADGROUP_VARIABLE in error.spelling and rules.is_in_kernel(offset)):
+                continue
+            origin = self._read.origin(offset)
+            if origin not in objected:  # one for each place: a template is read once for each set of arguments
+                objected.add(origin)
+                problems.append(Problem(origin, message))
+        return problems
+
+    def _is_own(self, cursor: Any) -> bool:
+        file = cursor.location.file
+        return file is not None and file.name == SOURCE_NAME
+
+    def _is_threadgroup_variable(self, offset: int) -> bool:
+        return self._read.origin(offset) in self._rewriting.threadgroup_variables
+
+    def _parse(self, *, skip_bodies: bool = False) -> Any:
+        """Reads the text with the edits so far."""
+        self._read = apply(self._text, self._edits)
+        return self._index.parse(
+            SOURCE_NAME,
+            args=(*_ARGUMENTS, *_declarations(self._index)),
+            unsaved_files=[(SOURCE_NAME, self._read.text)],
+            options=_SKIP_FUNCTION_BODIES if skip_bodies else 0,
+        )
+
+    def _place(self, error: Any) -> int:
+        """Where in the text an error is; of one in the declarations, where the text gave rise to it."""
+        for diagnostic in (error, *error.children):
+            if diagnostic.location.file is not None and diagnostic.location.file.name == SOURCE_NAME:
+                return int(diagnostic.location.offset)
+        return 0
+
+    def _qualify(self, method: Any) -> list[Edit]:
+        """Makes a member function one of objects of the thread, as Metal has it."""
+        tokens = self._rewriting.tokens
+        index = self._rewriting.index_at(self._read.origin(method.location.offset))
+        parenthesis = following(tokens, index)
+        if tokens[index].text == "operator":
+            # operator()(...), operator[](...), operator T(...)
+            while parenthesis < len(tokens) and tokens[parenthesis].text != "(":
+                parenthesis = following(tokens, parenthesis)
+            after = following(tokens, parenthesis)
+            if tokens[preceding(tokens, parenthesis)].text == "operator" and tokens[after].text == ")":
+                parenthesis = following(tokens, after)
+        if parenthesis >= len(tokens) or tokens[parenthesis].text != "(" or tokens[index].text in self._rewriting.macros:
+            return []
+        end = closing(tokens, parenthesis)
+        if end == len(tokens):
+            return []
+        place = tokens[end].offset + 1
+        edit = Edit(place, place, " __private ")
+        return [edit]
+
+    def _construct(self, error: Any) -> list[Edit]:
+        """Rewrites the constructor of a vector that an error is about."""
+        vectors = _VECTOR_CONVERSION.search(error.spelling)
+        if _SEVERAL_ARGUMENTS not in error.spelling and not (vectors and vectors["a"] == vectors["b"]):
+            return []
+        parenthesis = self._constructor(error)
+        if parenthesis is None or parenthesis in self._constructed:
+            return []
+        self._constructed.add(parenthesis)
+        return construct(self._rewriting.tokens, parenthesis)
+
+    def _constructor(self, error: Any) -> int | None:
+        """The index of the ``(`` of a constructor or a declaration that an error points to the type or name of."""
+        tokens = self._rewriting.tokens
+        index = self._rewriting.index_at(self._read.origin(self._place(error)))
+        if tokens[index].text in self._rewriting.macros or tokens[index].text.endswith("_cast"):
+            return None
+        while index < len(tokens) and (tokens[index].kind is Kind.NAME or tokens[index].text == "::"):
+            index = following(tokens, index)
+            if index < len(tokens) and tokens[index].text == "<":
+                index = after_template_arguments(tokens, index)
+        return index if index < len(tokens) and tokens[index].text == "(" else None
+
+
+def _errors(unit: Any) -> list[Any]:
+    return [diagnostic for diagnostic in unit.diagnostics if diagnostic.severity >= _ERROR]
+
+
+def _is_for_bool(error: Any, *, otherwise: bool) -> bool:
+    """Whether an error arose in a template's instance for bool; ``otherwise`` when it names no instance."""
+    instances = [note.spelling for note in error.children if note.spelling.startswith(_INSTANCE)]
+    return any(_BOOL_ARGUMENT.search(instance) for instance in instances) if instances else otherwise
+
+
+def _message(error: Any) -> str | None:
+    """An error of clang in the words of Metal; None when Metal does not share it."""
+    words: str = error.spelling.strip()
+    if any(phrase in words for phrase in _OPENCL_ONLY):
+        return None
+    for note in error.children:
+        copy = _COPY_FROM_CONSTANT.search(note.spelling)
+        if copy and copy["a"] == copy["b"]:
+            return None
+    vectors = _VECTOR_CONVERSION.search(words)
+    if vectors:
+        if vectors["a"] == vectors["b"]:
+            return None
+        words = f"invalid conversion {words}"
+    if _THREADGROUP_VARIABLE in words:
+        return THREADGROUP_VARIABLE_OUTSIDE_KERNEL
+    unsupported = _UNSUPPORTED_TYPE.search(words)
+    if unsupported:
+        return f"'{unsupported['type']}' is not supported in Metal"
+    return words
+
+
+def _diagnostic(rewriting: Rewriting, problem: Problem) -> Diagnostic:
+    file, line, column = rewriting.position(problem.offset, SOURCE_NAME)
+    message = problem.message
+    for pattern, replacement in _WORDS:
+        message = pattern.sub(replacement, message)
+    return Diagnostic(file, line, column, message)
