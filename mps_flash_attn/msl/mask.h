@@ -11,7 +11,7 @@
 using mask_element = MASK_ELEMENT;
 
 struct ScoreMask {
-    accum scale;        // of a score, times log2 e
+    accum scale;        // of a score
     int queries, keys;  // Lq and Lk
     int causal_offset;  // the last key that query i sees is i + causal_offset
     const device mask_element *values;
@@ -40,11 +40,11 @@ struct ScoreMask {
         if (!values[i * row_stride + j * column_stride])
             s = -INFINITY;
 #elif MASK == MASK_ADDITIVE
-        s += accum(values[i * row_stride + j * column_stride]) * LOG2_E;
+        s += accum(values[i * row_stride + j * column_stride]);
 #endif
         return s;
     }
-    // Turns the products q k of a tile into masked scores in base 2; rows are queries, columns keys.
+    // Turns the products q k of a tile into masked scores; rows are queries, columns keys.
     void apply(thread TileC &s, int i0, int j0, ushort lane) const thread {
         const bool masked = touches(i0, j0);
         for (short row = 0; row < 2; row++)

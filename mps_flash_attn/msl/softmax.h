@@ -1,8 +1,14 @@
-// The softmax of rows that arrive tile by tile (Milakov and Gimelshein, arXiv:1805.02867), in base 2, and what the
-// backward pass makes of its result.
+// The softmax of rows that arrive tile by tile (Milakov and Gimelshein, arXiv:1805.02867), and what the backward pass
+// makes of its result.
 #pragma once
 
 #include "msl/tile.h"
+
+// exp(x - y) by the hardware's base-2 exponential. The difference is taken first: it is small where the result counts,
+// while x and y may be large, and their rounding to base 2 would be an error of the result.
+inline accum exp_difference(accum x, accum y) {
+    return fast::exp2((x - y) * LOG2_E);
+}
 
 // -inf stands for a row with no visible key: there any finite value gives weights of 0, and -inf would give NaN.
 inline rows_t finite_or_zero(rows_t m) {
@@ -11,13 +17,13 @@ inline rows_t finite_or_zero(rows_t m) {
 
 struct OnlineSoftmax {
     rows_t m;  // largest score so far
-    rows_t l;  // sum of exp2(score - m), over this lane's columns only until `finish`
+    rows_t l;  // sum of exp(score - m), over this lane's columns only until `finish`
 
     void start() thread {
         m = rows_t(-INFINITY);
         l = rows_t(0);
     }
-    // Turns the scores s into weights exp2(s - m) with the new m; returns the factor of everything summed before.
+    // Turns the scores s into weights exp(s - m) with the new m; returns the factor of everything summed before.
     template <short N> rows_t update(thread TileC (&s)[N]) thread {
         rows_t highest = m;
         for (short j = 0; j < N; j++)
@@ -27,14 +33,14 @@ struct OnlineSoftmax {
         highest = reduce_max(highest);
 
         const rows_t base = finite_or_zero(highest);
-        const rows_t factor = fast::exp2(m - base);
+        const rows_t factor(exp_difference(m[0], base[0]), exp_difference(m[1], base[1]));
         m = highest;
         l *= factor;
         for (short j = 0; j < N; j++)
             for (short row = 0; row < 2; row++)
                 for (short column = 0; column < 4; column++) {
                     thread accum &value = s[j].at(row, column);
-                    value = fast::exp2(value - base[row]);
+                    value = exp_difference(value, base[row]);
                     l[row] += value;
                 }
         return factor;
@@ -46,36 +52,29 @@ struct OnlineSoftmax {
     }
     // Natural logarithm of the sum of the exponentials of a row's scores.
     rows_t log_sum_exp() const thread {
-        return (m + log2(l)) * LN_2;
+        return m + log(l);
     }
 };
 
-// The log-sum-exp as the backward pass subtracts it: in base 2, and +inf for a row with no visible key, whose weights
-// are then exp2(-inf) = 0.
+// The log-sum-exp as the backward pass subtracts it: +inf for a row with no visible key, whose weights are then 0.
 inline accum backward_base(accum lse) {
-    return lse == -INFINITY ? accum(INFINITY) : lse * LOG2_E;
-}
-inline rows_t backward_base(rows_t lse) {
-    return rows_t(backward_base(lse[0]), backward_base(lse[1]));
-}
-inline columns_t backward_base(columns_t lse) {
-    return columns_t(backward_base(lse[0]), backward_base(lse[1]), backward_base(lse[2]), backward_base(lse[3]));
+    return lse == -INFINITY ? accum(INFINITY) : lse;
 }
 
-// Scores s into weights p = exp2(s - base), and dp into ds = p (dp - delta); base and delta belong to queries, which
+// Scores s into weights p = exp(s - lse), and dp into ds = p (dp - delta); lse and delta belong to queries, which
 // are the rows of a tile or, in the transposed form, its columns.
-inline void weights_and_gradient(thread TileC &s, thread TileC &dp, rows_t base, rows_t delta) {
+inline void weights_and_gradient(thread TileC &s, thread TileC &dp, rows_t lse, rows_t delta) {
     for (short row = 0; row < 2; row++)
         for (short column = 0; column < 4; column++) {
-            const accum p = fast::exp2(s.at(row, column) - base[row]);
+            const accum p = exp_difference(s.at(row, column), backward_base(lse[row]));
             s.at(row, column) = p;
             dp.at(row, column) = p * (dp.at(row, column) - delta[row]);
         }
 }
-inline void weights_and_gradient(thread TileC &s, thread TileC &dp, columns_t base, columns_t delta) {
+inline void weights_and_gradient(thread TileC &s, thread TileC &dp, columns_t lse, columns_t delta) {
     for (short row = 0; row < 2; row++)
         for (short column = 0; column < 4; column++) {
-            const accum p = fast::exp2(s.at(row, column) - base[column]);
+            const accum p = exp_difference(s.at(row, column), backward_base(lse[column]));
             s.at(row, column) = p;
             dp.at(row, column) = p * (dp.at(row, column) - delta[column]);
         }

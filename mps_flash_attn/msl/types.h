@@ -14,7 +14,6 @@ using rows_t = vec<accum, 2>;
 using columns_t = vec<accum, 4>;
 
 constant constexpr accum LOG2_E = accum(1.44269504088896340736);
-constant constexpr accum LN_2 = accum(0.69314718055994530942);
 
 // Sixteen bytes: what one lane moves at a time.
 using chunk = uint4;

@@ -75,7 +75,7 @@ kernel void attention_backward_dkv(const device element *q [[buffer(0)]], const 
                 const columns_t delta_columns = load_columns(delta + first_row + i0 + i * TILE, valid - i * TILE, lane);
 #endif
                 mask.apply_transposed(s[i], i0 + i * TILE, j0, lane);
-                weights_and_gradient(s[i], dp[i], backward_base(lse_columns), delta_columns);  // dS = P (dP - delta)
+                weights_and_gradient(s[i], dp[i], lse_columns, delta_columns);  // dS = P (dP - delta)
             }
             add_product(dv_acc, s, (const threadgroup element *)do_tile);  // dV += P^T dO
             add_product(dk_acc, dp, (const threadgroup element *)q_tile);  // dK += dS^T Q

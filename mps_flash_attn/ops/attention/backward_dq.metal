@@ -39,7 +39,7 @@ kernel void attention_backward_dq(const device element *q [[buffer(0)]], const d
     do_rows.start(d_o + matrix_offset(args.do_stride, batch, head) + i0 * args.do_stride[2], args.do_stride[2], rows, D,
                   lane);
     const long first_row = (batch * args.query_heads + head) * args.queries + i0;
-    const rows_t base = backward_base(load_rows(lse + first_row, rows, lane));
+    const rows_t lse_rows = load_rows(lse + first_row, rows, lane);
     const rows_t delta_rows = load_rows(delta + first_row, rows, lane);
     TileC acc[BD / TILE];
     for (short d = 0; d < BD / TILE; d++)
@@ -58,7 +58,7 @@ kernel void attention_backward_dq(const device element *q [[buffer(0)]], const d
         do_rows.times_transposed(dp, (const threadgroup element *)v_tile);  // dP = dO V^T
         for (short j = 0; j < BK / TILE; j++) {
             mask.apply(s[j], i0, j0 + j * TILE, lane);
-            weights_and_gradient(s[j], dp[j], base, delta_rows);  // dS = P (dP - delta)
+            weights_and_gradient(s[j], dp[j], lse_rows, delta_rows);  // dS = P (dP - delta)
         }
         add_product(acc, dp, (const threadgroup element *)k_tile);  // dQ += dS K
     }

@@ -1,0 +1,101 @@
+"""Attention problems that tests and benchmarks share: shapes, layouts and masks, and the tensors they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .function import Causal
+
+__all__ = ["HEAD_SIZES", "LENGTHS", "Case", "Inputs", "LayoutName", "MaskName"]
+
+HEAD_SIZES = (1, 8, 17, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256)
+LENGTHS = (0, 1, 7, 31, 64, 77, 200, 513)
+
+#: How the tensors lie in memory: contiguous; ``[B, L, H, D]`` seen as ``[B, H, L, D]``; a slice of a wider tensor, so
+#: that rows start at odd addresses; one batch expanded to all.
+LayoutName = Literal["contiguous", "transposed", "sliced", "expanded"]
+
+#: The mask's kind and the dimensions it is broadcast over: keys are always full but in ``column``.
+MaskName = Literal["none", "boolean", "boolean-keys", "additive", "additive-head", "additive-column"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of ``attention_forward`` and a gradient for each of its outputs."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None
+    scale: float
+    causal: Causal
+    grad_out: Tensor
+    grad_lse: Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem; sizes as in the kernels: ``query [B, Hq, Lq, D]``, ``key`` and ``value [B, Hkv, Lk, D]``."""
+
+    queries: int
+    keys: int
+    head_size: int
+    batch: int = 2
+    query_heads: int = 2
+    key_heads: int = 2
+    causal: Causal = Causal.NONE
+    layout: LayoutName = "contiguous"
+    mask: MaskName = "none"
+    mask_dtype: torch.dtype = torch.float32
+    scale: float | None = None
+
+    def inputs(self, dtype: torch.dtype, device: str = "cpu") -> Inputs:
+        """Random tensors from PyTorch's generator: standard normal values, and about a quarter of the keys masked."""
+        query, key, value, grad_out = (
+            self._tensor(heads, length, dtype, device)
+            for heads, length in (
+                (self.query_heads, self.queries),
+                (self.key_heads, self.keys),
+                (self.key_heads, self.keys),
+                (self.query_heads, self.queries),
+            )
+        )
+        return Inputs(
+            query=query,
+            key=key,
+            value=value,
+            attn_mask=self._mask(device),
+            scale=self.head_size**-0.5 if self.scale is None else self.scale,
+            causal=self.causal,
+            grad_out=grad_out,
+            grad_lse=torch.randn(query.shape[:3], device=device).to(torch.promote_types(dtype, torch.float32)),
+        )
+
+    def _tensor(self, heads: int, length: int, dtype: torch.dtype, device: str) -> Tensor:
+        batch, size = self.batch, self.head_size
+        if self.layout == "transposed":
+            return torch.randn(batch, length, heads, size, device=device).to(dtype).transpose(1, 2)
+        if self.layout == "sliced":
+            return torch.randn(batch, heads + 1, length + 2, size + 3, device=device).to(dtype)[:, 1:, 1:-1, 1:-2]
+        if self.layout == "expanded":
+            return torch.randn(1, heads, length, size, device=device).to(dtype).expand(batch, -1, -1, -1)
+        return torch.randn(batch, heads, length, size, device=device).to(dtype)
+
+    def _mask(self, device: str) -> Tensor | None:
+        shape = (self.batch, self.query_heads, self.queries, self.keys)
+        if self.mask == "none":
+            return None
+        if self.mask == "boolean":
+            return torch.rand(shape, device=device) > 0.25
+        if self.mask == "boolean-keys":
+            return torch.rand(self.batch, 1, 1, self.keys, device=device) > 0.25
+        if self.mask == "additive-head":
+            return torch.randn(1, *shape[1:], device=device).to(self.mask_dtype)
+        if self.mask == "additive-column":
+            return torch.randn(*shape[:3], 1, device=device).to(self.mask_dtype)
+        bias = torch.randn(self.keys, self.queries, device=device).to(self.mask_dtype).t()[None, None]
+        return bias.masked_fill(torch.rand(bias.shape, device=device) > 0.75, -torch.inf)
