@@ -20,12 +20,12 @@ namespace {
 // A compiled kernel library, loaded for as long as anything refers to it.
 class Library {
   public:
-    explicit Library(const std::string& path) : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+    explicit Library(std::string path) : path_(std::move(path)), handle_(dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL)) {
         if (handle_ == nullptr) throw std::runtime_error(dlerror());
         const auto* const abi = static_cast<const uint32_t*>(dlsym(handle_, "simt_abi"));
         if (abi == nullptr || *abi != simt::kAbiVersion) {
             dlclose(handle_);
-            throw std::runtime_error(path + " is not a kernel library of binary interface " +
+            throw std::runtime_error(path_ + " is not a kernel library of binary interface " +
                                      std::to_string(simt::kAbiVersion));
         }
         // Instrumented libraries report from now on; their static initialisers have run.
@@ -62,7 +62,10 @@ class Library {
         return range;
     }
 
+    const std::string& path() const { return path_; }
+
   private:
+    std::string path_;
     void* handle_;
 };
 
@@ -172,7 +175,9 @@ PYBIND11_MODULE(_C, module) {
         }
     });
 
-    py::class_<Library, std::shared_ptr<Library>>(module, "Library").def(py::init<std::string>(), py::arg("path"));
+    py::class_<Library, std::shared_ptr<Library>>(module, "Library")
+        .def(py::init<std::string>(), py::arg("path"))
+        .def_property_readonly("path", &Library::path);
     py::class_<Kernel>(module, "Kernel")
         .def(py::init<std::shared_ptr<Library>, unsigned, std::string>(), py::arg("library"), py::arg("index"),
              py::arg("name"))

@@ -236,6 +236,16 @@ std::optional<std::string> Checker::access_threadgroup(const Thread& thread, con
     return std::nullopt;
 }
 
+// Whether an address is of the kernel library itself or of what the executor provides for its code.
+bool Checker::is_service_memory(const Thread& thread, const Threadgroup& group, const char* address) const {
+    const auto within = [&](const void* begin, std::size_t bytes) {
+        return address >= static_cast<const char*>(begin) && address < static_cast<const char*>(begin) + bytes;
+    };
+    return within(reinterpret_cast<const void*>(library_.begin), library_.end - library_.begin) ||
+           within(group.logs_begin, static_cast<std::size_t>(group.logs_end - group.logs_begin)) ||
+           within(group.buffers, kMaxBuffers * sizeof(void*)) || within(thread.api, sizeof(Api));
+}
+
 std::optional<std::string> Checker::access(const Thread& thread, const Threadgroup& group, const void* address,
                                            uint32_t bytes, Access kind, const void* pc) {
     const auto number = reinterpret_cast<uintptr_t>(address);
@@ -266,8 +276,7 @@ std::optional<std::string> Checker::access(const Thread& thread, const Threadgro
                    describe_place(place(pc));
         }
     }
-    if (combining_ || (number >= library_.begin && number < library_.end)) return std::nullopt;
-    if (byte >= group.logs_begin && byte < group.logs_end) return std::nullopt;
+    if (combining_ || is_service_memory(thread, group, byte)) return std::nullopt;
     const char* const owner = byte >= group.stacks_begin && byte < group.stacks_end
                                   ? " of another thread's private memory by "
                                   : " through a pointer that leads to no memory of the kernel by ";
@@ -275,10 +284,9 @@ std::optional<std::string> Checker::access(const Thread& thread, const Threadgro
            describe_thread(thread) + " at " + describe_place(place(pc));
 }
 
-std::string Checker::describe_private(const Thread& thread, const char* file, int line, int64_t index,
-                                      const char* type) {
+std::string Checker::describe_private(const Thread& thread, int64_t index, const char* type, const void* pc) {
     return "out of bounds: index " + std::to_string(index) + " of an array of type " + type + " by " +
-           describe_thread(thread) + " at " + file + ":" + std::to_string(line);
+           describe_thread(thread) + " at " + describe_place(place(pc));
 }
 
 }  // namespace simt

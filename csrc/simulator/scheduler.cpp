@@ -241,10 +241,10 @@ void check_access(Thread* thread, const void* address, uint32_t bytes, Access ki
     }
 }
 
-void check_private(Thread* thread, const char* file, int line, int64_t index, const char* type) {
+void check_private(Thread* thread, int64_t index, const char* type, const void* pc) {
     Simdgroup& simdgroup = simdgroup_of(thread);
     Threadgroup& group = *simdgroup.group;
-    abandon(group, simdgroup.fibers[thread->lane], group.checker->describe_private(*thread, file, line, index, type));
+    abandon(group, simdgroup.fibers[thread->lane], group.checker->describe_private(*thread, index, type, pc));
 }
 
 void count_access(Thread* thread, const void* address, uint32_t bytes, Access kind, const void*) {
@@ -252,7 +252,7 @@ void count_access(Thread* thread, const void* address, uint32_t bytes, Access ki
     group.memory_counter->count(group, static_cast<const char*>(address), bytes, kind);
 }
 
-void ignore_private(Thread*, const char*, int, int64_t, const char*) {}
+void ignore_private(Thread*, int64_t, const char*, const void*) {}
 
 }  // namespace
 

@@ -57,8 +57,9 @@ struct Api {
     void* (*threadgroup_memory)(Thread*, std::size_t bytes, std::size_t alignment, const char* name, int line);
     // One access of `bytes` bytes from code at `pc`. Called by instrumented builds only.
     void (*access)(Thread*, const void* address, uint32_t bytes, Access kind, const void* pc);
-    // A private array indexed outside its bounds. Called by instrumented builds only; does not return.
-    void (*private_out_of_bounds)(Thread*, const char* file, int line, int64_t index, const char* type);
+    // An array of a known length, of type `type`, indexed outside its bounds by code at `pc`. Called by instrumented
+    // builds only.
+    void (*private_out_of_bounds)(Thread*, int64_t index, const char* type, const void* pc);
 };
 
 // What a fiber knows of itself. Lives near the top of its stack, where `self()` finds it.
@@ -68,7 +69,7 @@ struct Thread {
     Counters* counters;                // of the launch; null unless the build counts
     void* deferred;                    // a log of matrix products, kDeferredBytes long, that the simdgroup's lanes share
     char* deferred_end;                // the shim's own: how far this lane has filled the log
-    uint64_t reserved;
+    char* deferred_limit;              // the shim's own: where the log is full
     Size thread_position_in_threadgroup;
     Size threadgroup_position_in_grid;
     Size threads_per_threadgroup;      // of this threadgroup: smaller at the ragged edge of the grid

@@ -141,14 +141,14 @@ struct BoundsSite {
 };
 }  // namespace simt
 
-SIMT_CALLBACK void __ubsan_handle_out_of_bounds(const simt::BoundsSite* site, uintptr_t index) {
-    const unsigned spare = 64 - (1u << (site->index->info >> 1));
-    const bool is_signed = (site->index->info & 1) != 0;
-    const auto bits = static_cast<uint64_t>(index) << spare;
-    const int64_t value = is_signed ? static_cast<int64_t>(bits) >> spare : static_cast<int64_t>(bits >> spare);
-    simt::Thread* const thread = simt::self();
-    thread->api->private_out_of_bounds(thread, site->file, static_cast<int>(site->line), value, site->array->name);
-}
-SIMT_CALLBACK void __ubsan_handle_out_of_bounds_abort(const simt::BoundsSite* site, uintptr_t index) {
-    __ubsan_handle_out_of_bounds(site, index);
-}
+#define SIMT_OUT_OF_BOUNDS(handler)                                                                                  \
+    SIMT_CALLBACK void handler(const simt::BoundsSite* site, uintptr_t index) {                                      \
+        const unsigned spare = 64 - (1u << (site->index->info >> 1));                                                \
+        const bool is_signed = (site->index->info & 1) != 0;                                                         \
+        const auto bits = static_cast<uint64_t>(index) << spare;                                                     \
+        const int64_t value = is_signed ? static_cast<int64_t>(bits) >> spare : static_cast<int64_t>(bits >> spare); \
+        simt::Thread* const thread = simt::self();                                                                   \
+        thread->api->private_out_of_bounds(thread, value, site->array->name, __builtin_return_address(0));           \
+    }
+SIMT_OUT_OF_BOUNDS(__ubsan_handle_out_of_bounds)
+SIMT_OUT_OF_BOUNDS(__ubsan_handle_out_of_bounds_abort)

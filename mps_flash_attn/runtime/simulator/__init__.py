@@ -1,18 +1,27 @@
 """Runs unmodified Metal kernels on the CPU: for machines without an Apple GPU, and for finding faults in kernels.
 
-``compile_shader`` has the face of ``torch.mps.compile_shader`` and takes CPU tensors.
+``compile_shader`` has the face of ``torch.mps.compile_shader`` and takes CPU tensors. ``check`` finds faults that a
+GPU would hide, ``profile`` counts what kernels do.
 """
 
 from __future__ import annotations
 
 from ...launch import Capabilities
+from .check import check, is_checking
 from .library import Kernel, ShaderLibrary, compile_shader
+from .profile import Counters, LaunchRecord, Profile, profile
 
-__all__ = ["CAPABILITIES", "Kernel", "ShaderLibrary", "compile_shader", "is_checking"]
+__all__ = [
+    "CAPABILITIES",
+    "Counters",
+    "Kernel",
+    "LaunchRecord",
+    "Profile",
+    "ShaderLibrary",
+    "check",
+    "compile_shader",
+    "is_checking",
+    "profile",
+]
 
 CAPABILITIES = Capabilities(float64=True)
-
-
-def is_checking() -> bool:
-    """Whether launches of the calling thread are being checked, so that new outputs are to be filled with NaN."""
-    return False

@@ -35,11 +35,12 @@ class Variant(enum.Enum):
     """Reports each access to memory to the executor, with its place in the Metal text."""
 
 
-_COMMON_FLAGS = ("-std=c++17", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-w")
-_VARIANT_FLAGS = {
-    Variant.FAST: ("-O2",),
-    Variant.CHECKED: ("-O1", "-g", "-DSIMT_CHECKED", "-fsanitize=thread,bounds"),
-}
+_COMMON_FLAGS = ("-std=c++17", "-fPIC", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-w")
+_FAST_FLAGS = ("-O2",)
+# Only the instrumentation of the sanitizers is used: simt_checked.h answers its calls.
+_CHECKED_FLAGS = ("-O1", "-g", "-include", "simt_checked.h", "-fsanitize=thread")
+_CHECKED_GCC_FLAGS = ("-fsanitize=bounds",)
+_CHECKED_CLANG_FLAGS = ("-fsanitize=array-bounds", "-mllvm", "-tsan-instrument-read-before-write=1")
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,16 @@ class Compiler:
             env={**os.environ, "LC_ALL": "C"},
         )
 
+    @property
+    def is_clang(self) -> bool:
+        """Whether this is clang or one of its descendants; everything else is taken for GCC."""
+        return "clang" in self.version
+
     def flags(self, variant: Variant) -> tuple[str, ...]:
         """The flags that decide what the library of a translated text contains."""
-        return (*_COMMON_FLAGS, *_VARIANT_FLAGS[variant])
+        if variant is Variant.FAST:
+            return _COMMON_FLAGS + _FAST_FLAGS
+        return _COMMON_FLAGS + _CHECKED_FLAGS + (_CHECKED_CLANG_FLAGS if self.is_clang else _CHECKED_GCC_FLAGS)
 
     def build(self, text: str, variant: Variant, *, title: str) -> bytes:
         """Compiles translated text to a shared library and returns that file's contents.
@@ -81,11 +89,16 @@ class Compiler:
             KernelCompileError: with the compiler's own words.
         """
         with tempfile.TemporaryDirectory(prefix="mps-flash-attn-") as folder:
-            library = Path(folder) / "kernels.so"
-            result = self.run([*self.flags(variant), f"-I{INCLUDE}", "-x", "c++", "-", "-o", str(library)], text=text)
-            if result.returncode != 0:
-                raise KernelCompileError(f"{title} did not compile:\n{result.stderr.strip()}")
-            return library.read_bytes()
+            unit, library = f"{folder}/kernels.o", f"{folder}/kernels.so"
+            # Linked apart, because with -fsanitize the linker would be given the sanitizers' own runtimes.
+            for arguments in (
+                ["-c", *self.flags(variant), f"-I{INCLUDE}", "-x", "c++", "-", "-o", unit],
+                ["-shared", "-Wl,-Bsymbolic", unit, "-o", library],
+            ):
+                result = self.run(arguments, text=text)
+                if result.returncode != 0:
+                    raise KernelCompileError(f"{title} did not compile:\n{result.stderr.strip()}")
+            return Path(library).read_bytes()
 
 
 def find_compiler() -> Compiler:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ... import _C
 from ...errors import KernelLaunchError
+from . import observe
 from .cache import Cache, cache_folder, content_key
 from .compiler import Compiler, Variant, find_compiler, headers_digest
 from .translate import BufferInfo, KernelInfo, Translation, translate
@@ -177,6 +178,10 @@ class Kernel:
         """
         if len(args) != self._arity:
             raise TypeError(self._wrong_arity(args))
+        observer = observe.current()
+        if observer is not None:
+            self._launch_observed(observer, args, arg_casts, *self._grid(args, threads, group_size))
+            return
         packed = tuple([
             arg.data_ptr() if isinstance(arg, Tensor) and arg.is_cpu else self._pack(position, arg, arg_casts)
             for position, arg in enumerate(args)
@@ -185,6 +190,41 @@ class Kernel:
         if 0 in grid:
             return
         self._fast.launch(packed, grid, group, self._library._threadgroup_bytes, _os_threads())
+
+    def _launch_observed(
+        self,
+        observer: observe.Observer,
+        args: Sequence[Argument],
+        casts: str | Mapping[int, str] | None,
+        grid: tuple[int, ...],
+        group: tuple[int, ...],
+    ) -> None:
+        arguments = tuple(self._observed(position, arg, casts) for position, arg in enumerate(args))
+        if 0 in grid:
+            return
+        library = self._library._load(Variant.CHECKED)
+        kernel = _C.Kernel(library, self._info.index, self._info.name)
+        observer.launch(
+            observe.Launch(
+                self._info.name, kernel, Path(library.path), arguments, grid, group, self._library._threadgroup_bytes,
+                _os_threads(),
+            )
+        )
+
+    def _observed(self, position: int, arg: Argument, casts: str | Mapping[int, str] | None) -> observe.Argument:
+        """An argument together with the memory that it leads to."""
+        buffer = self._buffers.get(position)
+        name = f"buffer {position}{f' ({buffer.name!r})' if buffer else ''}"
+        is_constant = buffer is not None and buffer.address_space == "constant"
+        if isinstance(arg, Tensor) and arg.is_cpu:
+            return observe.describe_tensor(name, arg, is_constant), ()
+        data = self._pack(position, arg, casts)
+        by_value = (name, data, len(data), 1, True)
+        if not isinstance(arg, (list, tuple)) or not isinstance(arg[0], Tensor):
+            return by_value, ()
+        return by_value, tuple(
+            observe.describe_tensor(f"{name}[{index}]", tensor, False) for index, tensor in enumerate(arg)
+        )
 
     def _wrong_arity(self, args: Sequence[Argument]) -> str:
         names = ", ".join(f"{buffer.name} [[buffer({buffer.index})]]" for buffer in self._info.buffers)
