@@ -63,9 +63,9 @@ def patch(devices: Iterable[str] = ("mps",)) -> None:
     Raises:
         ValueError: a device is none of these.
     """
+    names = _checked(devices)
     with _lock:
-        _asked.update(_checked(devices))
-        _apply()
+        _switch(_asked.union(names), _open_blocks)
 
 
 def unpatch() -> None:
@@ -75,8 +75,7 @@ def unpatch() -> None:
     patched.
     """
     with _lock:
-        _asked.clear()
-        _apply()
+        _switch(frozenset(), _open_blocks)
 
 
 @contextlib.contextmanager
@@ -94,14 +93,12 @@ def patched(devices: Iterable[str] = ("mps",)) -> Iterator[None]:
     """
     names = _checked(devices)
     with _lock:
-        _open_blocks.update(names)
-        _apply()
+        _switch(_asked, _open_blocks + names)
     try:
         yield
     finally:
         with _lock:
-            _open_blocks.subtract(names)
-            _apply()
+            _switch(_asked, _open_blocks - names)
 
 
 @dataclass(frozen=True)
@@ -264,18 +261,23 @@ class _Override:
 
     def __init__(self, device: str) -> None:
         self._keys = _DISPATCH_KEYS[device]
-        self._library: Any = _new_library("aten", "IMPL")
+        self._fused_modules = device == "cpu" and torch.backends.mha.get_fastpath_enabled()
+        self._library = _new_library("aten", "IMPL")
         try:
             for key in self._keys:
                 self._library.impl("scaled_dot_product_attention", _attention, key)
         except BaseException:
             self._library._destroy()
             raise
+        if self._fused_modules:
+            torch.backends.mha.set_fastpath_enabled(False)
 
     def remove(self) -> None:
         if hasattr(torch.library, "get_kernel"):
             _retired.extend(torch.library.get_kernel(_SDPA, key) for key in self._keys)
         self._library._destroy()
+        if self._fused_modules:
+            torch.backends.mha.set_fastpath_enabled(True)
 
 
 _retired: deque[Any] = deque(maxlen=1024)
@@ -283,50 +285,38 @@ _retired: deque[Any] = deque(maxlen=1024)
 holding on to the last ones keeps such threads safe."""
 
 _lock = threading.RLock()
-_asked: set[str] = set()
+_asked: frozenset[str] = frozenset()
 _open_blocks: Counter[str] = Counter()
 _overrides: dict[str, _Override] = {}
 
 
-def _checked(devices: Iterable[str]) -> tuple[str, ...]:
-    names = (devices,) if isinstance(devices, str) else tuple(devices)
+def _checked(devices: Iterable[str]) -> Counter[str]:
+    names = {devices} if isinstance(devices, str) else set(devices)
     for name in names:
         if name not in _DISPATCH_KEYS:
             raise ValueError(f"devices holds {name!r}; accepted are {', '.join(map(repr, sorted(_DISPATCH_KEYS)))}")
-    return names
+    return Counter(names)
 
 
-def _apply() -> None:
-    """Brings the dispatcher to the state that was asked for; `_lock` is held."""
-    wanted = _asked | {device for device, blocks in _open_blocks.items() if blocks > 0}
-    if wanted == _overrides.keys():
-        return
-    for device in wanted - _overrides.keys():
-        _overrides[device] = _Override(device)
-        if device == "cpu":
-            _fused_modules.switch_off()
-    for device in _overrides.keys() - wanted:
+def _switch(asked: frozenset[str], open_blocks: Counter[str]) -> None:
+    """Makes these the devices that are asked for, and the dispatcher follow; all or nothing. `_lock` is held."""
+    global _asked, _open_blocks
+    wanted = asked.union(open_blocks)
+    added: dict[str, _Override] = {}
+    try:
+        for device in wanted - _overrides.keys():
+            added[device] = _Override(device)
+    except BaseException:
+        for override in added.values():
+            override.remove()
+        raise
+    _asked, _open_blocks = asked, open_blocks
+    removed = _overrides.keys() - wanted
+    for device in removed:
         _overrides.pop(device).remove()
-        if device == "cpu":
-            _fused_modules.restore()
-    _forget_compiled_code()
-
-
-class _FusedModules:
-    """PyTorch's switch for the inference path of its transformer modules that bypasses attention on the CPU."""
-
-    def __init__(self) -> None:
-        self._before = True
-
-    def switch_off(self) -> None:
-        self._before = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-
-    def restore(self) -> None:
-        torch.backends.mha.set_fastpath_enabled(self._before)
-
-
-_fused_modules = _FusedModules()
+    _overrides.update(added)
+    if added or removed:
+        _forget_compiled_code()
 
 
 def _forget_compiled_code() -> None:
