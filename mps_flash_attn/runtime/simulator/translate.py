@@ -200,7 +200,7 @@ class _Translator:
         self._scope(0, len(self._words), inside_class=False)
         self._rewrite_words()
         self._strip_attributes()
-        prologue = '#include "metal_stdlib"\n#pragma GCC visibility push(hidden)\n'
+        prologue = '#pragma GCC visibility push(hidden)\n#include "metal_stdlib"\n'
         epilogue = (
             "\n#pragma GCC visibility pop\n"
             'extern "C" __attribute__((visibility("default"))) const uint32_t simt_abi = simt::kAbiVersion;\n'

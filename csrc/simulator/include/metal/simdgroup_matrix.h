@@ -9,23 +9,20 @@ namespace metal {
 template <class T, int Cols, int Rows = Cols>
 struct simdgroup_matrix;
 
-// Two adjacent elements a lane. `chain` is set while products into this matrix wait in the log: then `elements` is
-// what they are added to.
+// Two adjacent elements a lane. While products into the matrix wait, `elements` is what they will be added to.
 template <class T>
-struct simdgroup_matrix<T, 8, 8> {
+struct simdgroup_matrix<T, 8, 8> : simt::Waiting {
     using element_type = T;
     vec<T, 2> elements;
-    simt::Product* chain = nullptr;
 
     SIMT_INLINE simdgroup_matrix() {}
     // A diagonal of `value`.
     SIMT_INLINE explicit simdgroup_matrix(T value) {
-        const uint32_t position = simt::lane_position(simt::self()->lane);
-        const uint32_t row = position / 8, column = position % 8;
+        const uint32_t row = simt::own_position() / 8, column = simt::own_position() % 8;
         elements = vec<T, 2>(row == column ? value : T(0), row == column + 1 ? value : T(0));
     }
     SIMT_INLINE explicit simdgroup_matrix(vec<T, 2> own) : elements(own) {}
-    SIMT_INLINE simdgroup_matrix(const simdgroup_matrix& other) : elements(other.settled()) {}
+    SIMT_INLINE simdgroup_matrix(const simdgroup_matrix& other) : simt::Waiting(), elements(other.settled()) {}
     SIMT_INLINE simdgroup_matrix& operator=(const simdgroup_matrix& other) {
         const vec<T, 2> value = other.settled();
         settle();
@@ -40,9 +37,9 @@ struct simdgroup_matrix<T, 8, 8> {
     }
     SIMT_INLINE const vec<T, 2>& thread_elements() const { return settled(); }
 
-    // The elements once no product into this matrix waits any more.
+    // Until this returns, products into the matrix wait.
     SIMT_INLINE void settle() const {
-        if (__builtin_expect(chain != nullptr, 0)) simt::wait_for_products();
+        if (__builtin_expect(chain != 0, 0)) simt::wait_for_products();
     }
     SIMT_INLINE const vec<T, 2>& settled() const {
         settle();
@@ -62,27 +59,34 @@ namespace simt {
 template <class T>
 using Matrix = metal::simdgroup_matrix<T, 8, 8>;
 
-// Eight of a type, as the compiler's vector: one row of a matrix.
+// Eight of a type, one row of a matrix, as a vector of the compiler's.
 template <class T>
-struct RowOf;
-template <>
-struct RowOf<float> {
-    typedef float type __attribute__((vector_size(32)));
-};
-template <>
-struct RowOf<double> {
-    typedef double type __attribute__((vector_size(64)));
-};
-template <>
-struct RowOf<uint16_t> {
-    typedef uint16_t type __attribute__((vector_size(16)));
-};
-template <>
-struct RowOf<uint32_t> {
-    typedef uint32_t type __attribute__((vector_size(32)));
+struct RowOf {
+    typedef T type __attribute__((vector_size(kTile * sizeof(T))));
 };
 template <class T>
-using row_t = typename RowOf<T>::type;
+using Row = typename RowOf<T>::type;
+
+// Eight elements of an operand, in the type that they are computed in.
+template <class T>
+SIMT_INLINE Row<wide_t<T>> widen_row(const T* from) {
+    using Wide = Row<wide_t<T>>;
+    if constexpr (sizeof(T) != 2) {
+        return *reinterpret_cast<const Wide*>(from);
+    } else {
+        using Bits = Row<int32_t>;
+        const Bits bits = __builtin_convertvector(*reinterpret_cast<const Row<int16_t>*>(from), Bits);
+        if constexpr (std::is_same_v<T, bfloat>) {
+            return (Wide)(bits << 16);
+        } else {
+            // As HalfFormat::decode.
+            const Bits magnitude = bits << 13 & 0x0fffe000;
+            const Wide finite = (Wide)magnitude * float_from_bits(0x77800000);
+            const Bits special = (magnitude >= 0x0f800000) & 0x7f800000;
+            return (Wide)((Bits)finite | special | (bits & 0x8000) << 16);
+        }
+    }
+}
 
 template <class D, class A, class B>
 struct ProductOf {
@@ -90,95 +94,102 @@ struct ProductOf {
     static_assert(sizeof(Sum) >= sizeof(wide_t<A>) && sizeof(Sum) >= sizeof(wide_t<B>),
                   "the result of a matrix product must be as wide as its operands");
 
-    static SIMT_UNCHECKED void load(Product& chain, uint32_t lane) {
-        const auto& own = static_cast<const Matrix<D>*>(chain.result[lane])->elements;
-        Sum* const sum = reinterpret_cast<Sum*>(chain.sum) + lane_position(lane);
-        sum[0] = widen(own[0]);
-        sum[1] = widen(own[1]);
+    static SIMT_UNCHECKED void gather(Product& chain, uint32_t lanes) {
+        for_each_lane(lanes, [&](uint32_t lane) SIMT_UNCHECKED {
+            const auto& own = static_cast<const Matrix<D>*>(chain.result[lane])->elements;
+            Sum* const sum = reinterpret_cast<Sum*>(chain.sum) + lane_position(lane);
+            sum[0] = widen(own.x);
+            sum[1] = widen(own.y);
+        });
+        if (~lanes != 0) {
+            for_each_lane(~lanes, [&](uint32_t lane) SIMT_UNCHECKED { clear_elements<Sum>(chain.sum, lane); });
+        }
     }
 
-    static SIMT_UNCHECKED void store(Product& chain, uint32_t lane) {
-        auto& matrix = *static_cast<Matrix<D>*>(chain.result[lane]);
-        const Sum* const sum = reinterpret_cast<const Sum*>(chain.sum) + lane_position(lane);
-        matrix.elements[0] = narrow<D>(sum[0]);
-        matrix.elements[1] = narrow<D>(sum[1]);
-        matrix.chain = nullptr;
+    static SIMT_UNCHECKED void scatter(Product& chain, uint32_t lanes) {
+        for_each_lane(lanes, [&](uint32_t lane) SIMT_UNCHECKED {
+            auto& own = static_cast<Matrix<D>*>(chain.result[lane])->elements;
+            const Sum* const sum = reinterpret_cast<const Sum*>(chain.sum) + lane_position(lane);
+            own.x = narrow<D>(sum[0]);
+            own.y = narrow<D>(sum[1]);
+        });
     }
 
-    static SIMT_UNCHECKED void forget_operands(Product& product, uint32_t lane) {
-        A* const left = reinterpret_cast<A*>(product.left) + lane_position(lane);
-        B* const right = reinterpret_cast<B*>(product.right) + lane_position(lane);
-        left[0] = left[1] = A(0);
-        right[0] = right[1] = B(0);
+    static SIMT_UNCHECKED void clear(Product& product, uint32_t lanes) {
+        for_each_lane(lanes, [&](uint32_t lane) SIMT_UNCHECKED {
+            clear_elements<A>(product.left, lane);
+            clear_elements<B>(product.right, lane);
+        });
     }
-
-    // The elements of an operand, widened.
     template <class T>
-    static SIMT_INLINE SIMT_UNCHECKED void widen_all(const char* from, Sum* to) {
-        const T* const elements = reinterpret_cast<const T*>(from);
-        for (int i = 0; i < kTileElements; ++i) to[i] = static_cast<Sum>(widen(elements[i]));
+    static SIMT_UNCHECKED void clear_elements(char* matrix, uint32_t lane) {
+        T* const own = reinterpret_cast<T*>(matrix) + lane_position(lane);
+        own[0] = own[1] = T(0);
     }
 
-    template <int kRows>
-    static SIMT_INLINE SIMT_UNCHECKED void multiply_rows(Sum* sum, const Sum* left, const row_t<Sum>* right) {
-        using Row = row_t<Sum>;
-        Row* const sums = reinterpret_cast<Row*>(sum);
-        Row row[kRows];
+    // Sums over k in ascending order, kRows rows at a time: as many as the CPU has registers for.
+    template <uint32_t kRows>
+    static SIMT_INLINE SIMT_UNCHECKED void multiply_by(Product& chain, const Product& product) {
+        alignas(64) Sum left[kTileElements];
+        Row<Sum> right[kTile];
 #pragma GCC unroll 8
-        for (int i = 0; i < kRows; ++i) row[i] = sums[i];
-#pragma GCC unroll 8
-        for (int k = 0; k < kTile; ++k) {
-            const Row b = right[k];
-#pragma GCC unroll 8
-            for (int i = 0; i < kRows; ++i) row[i] += left[i * kTile + k] * b;
+        for (uint32_t i = 0; i < kTile; ++i) {
+            *reinterpret_cast<Row<Sum>*>(left + i * kTile) = __builtin_convertvector(
+                widen_row(reinterpret_cast<const A*>(product.left) + i * kTile), Row<Sum>);
+            right[i] = __builtin_convertvector(
+                widen_row(reinterpret_cast<const B*>(product.right) + i * kTile), Row<Sum>);
         }
+        Row<Sum>* const sums = reinterpret_cast<Row<Sum>*>(chain.sum);
+        for (uint32_t first = 0; first < kTile; first += kRows) {
+            Row<Sum> row[kRows];
 #pragma GCC unroll 8
-        for (int i = 0; i < kRows; ++i) sums[i] = row[i];
-    }
-
-    template <int kRows>
-    static SIMT_INLINE SIMT_UNCHECKED void multiply_with(Product& chain, const Product& product) {
-        alignas(64) Sum wide_left[kTileElements], wide_right[kTileElements];
-        const Sum* left = reinterpret_cast<const Sum*>(product.left);
-        const Sum* right = reinterpret_cast<const Sum*>(product.right);
-        if constexpr (!std::is_same_v<A, Sum>) widen_all<A>(product.left, wide_left), left = wide_left;
-        if constexpr (!std::is_same_v<B, Sum>) widen_all<B>(product.right, wide_right), right = wide_right;
-        Sum* const sum = reinterpret_cast<Sum*>(chain.sum);
-        for (int row = 0; row < kTile; row += kRows) {
-            multiply_rows<kRows>(sum + row * kTile, left + row * kTile, reinterpret_cast<const row_t<Sum>*>(right));
+            for (uint32_t i = 0; i < kRows; ++i) row[i] = sums[first + i];
+#pragma GCC unroll 8
+            for (uint32_t k = 0; k < kTile; ++k) {
+#pragma GCC unroll 8
+                for (uint32_t i = 0; i < kRows; ++i) row[i] += left[(first + i) * kTile + k] * right[k];
+            }
+#pragma GCC unroll 8
+            for (uint32_t i = 0; i < kRows; ++i) sums[first + i] = row[i];
         }
-        if constexpr (!std::is_same_v<D, Sum>) {
-            for (int i = 0; i < kTileElements; ++i) sum[i] = widen(narrow<D>(sum[i]));
+        if constexpr (sizeof(D) == 2) {
+            Sum* const sum = reinterpret_cast<Sum*>(chain.sum);
+            for (uint32_t i = 0; i < kTileElements; ++i) sum[i] = widen(narrow<D>(sum[i]));
         }
     }
 
     static SIMT_UNCHECKED void multiply(Product& chain, const Product& product) {
-        multiply_with<sizeof(Sum) == 4 ? 4 : 2>(chain, product);
+        multiply_by<16 / sizeof(Sum)>(chain, product);
+    }
+#if defined(__x86_64__)
+    __attribute__((target("avx2")))
+#endif
+    static SIMT_UNCHECKED void multiply_avx2(Product& chain, const Product& product) {
+        multiply_by<32 / sizeof(Sum)>(chain, product);
     }
 
-    static constexpr ProductKind kind{load, multiply, store, forget_operands};
+    static constexpr ProductKind kind{gather, scatter, multiply, multiply_avx2, clear};
 };
 
-// Notes d += a b; with another matrix than d to be added to, d holds a copy of it already.
+// Notes d += a b.
 template <class D, class A, class B>
 SIMT_INLINE void defer_product(Matrix<D>& d, const Matrix<A>& a, const Matrix<B>& b, int line) {
-    Thread* const thread = self();
-    const auto left = a.settled();
-    const auto right = b.settled();
-    Product* const product = reinterpret_cast<Product*>(thread->deferred_end);
-    const uint32_t position = lane_position(thread->lane);
-    product->kind = &ProductOf<D, A, B>::kind;
-    product->line = line;
-    *reinterpret_cast<metal::vec<A, 2>*>(reinterpret_cast<A*>(product->left) + position) = left;
-    *reinterpret_cast<metal::vec<B, 2>*>(reinterpret_cast<B*>(product->right) + position) = right;
-    if (d.chain == nullptr) {
-        d.chain = product;
+    Thread* const thread = own_thread();
+    const metal::vec<A, 2> left = a.settled();
+    const metal::vec<B, 2> right = b.settled();
+    Product* const product = log_end(thread);
+    *reinterpret_cast<metal::vec<A, 2>*>(reinterpret_cast<A*>(product->left) + own_position()) = left;
+    *reinterpret_cast<metal::vec<B, 2>*>(reinterpret_cast<B*>(product->right) + own_position()) = right;
+    if (d.chain == 0) {
+        d.chain = log_size(thread) + 1;
         product->result[thread->lane] = &d;
     }
+    product->kind = &ProductOf<D, A, B>::kind;
     product->chain = d.chain;
+    product->line = line;
     thread->deferred_end = reinterpret_cast<char*>(product + 1);
 #if !defined(SIMT_EAGER)
-    if (__builtin_expect(thread->deferred_end == log_begin(thread) + kLogBytes, 0))
+    if (__builtin_expect(thread->deferred_end == thread->deferred_limit, 0))
 #endif
         wait_for_products();
 }
@@ -201,8 +212,7 @@ SIMT_INLINE simdgroup_matrix<T, Cols, Rows> make_diagonal_simdgroup_matrix(T val
 template <class T>
 SIMT_INLINE void simdgroup_load(simdgroup_matrix<T, 8, 8>& d, const T* source, ulong elements_per_row = 8,
                                 ulong2 origin = 0, bool transpose = false) {
-    const uint32_t position = simt::lane_position(simt::self()->lane);
-    const ulong row = position / 8, column = position % 8;
+    const ulong row = simt::own_position() / 8, column = simt::own_position() % 8;
     source += origin.y * elements_per_row + origin.x;
     d.settle();
     if (transpose) {
@@ -216,8 +226,7 @@ SIMT_INLINE void simdgroup_load(simdgroup_matrix<T, 8, 8>& d, const T* source, u
 template <class T>
 SIMT_INLINE void simdgroup_store(const simdgroup_matrix<T, 8, 8>& a, T* target, ulong elements_per_row = 8,
                                  ulong2 origin = 0, bool transpose = false) {
-    const uint32_t position = simt::lane_position(simt::self()->lane);
-    const ulong row = position / 8, column = position % 8;
+    const ulong row = simt::own_position() / 8, column = simt::own_position() % 8;
     target += origin.y * elements_per_row + origin.x;
     const vec<T, 2> own = a.settled();
     if (transpose) {
