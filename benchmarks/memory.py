@@ -111,12 +111,12 @@ def plot(records: Sequence[dict[str, Any]], title: str, file: Path) -> None:
         axes.annotate(
             f"{mebibytes[-1]:,.3g} MiB", (lengths[-1], mebibytes[-1]), (8, 0), textcoords="offset points", va="center"
         )
-    lengths = sorted({record["length"] for record in records})
+    ticks = sorted({record["length"] for record in records})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set_xticks(ticks, [f"{length:,}" for length in ticks])
     axes.set(title=title, xlabel="sequence length N", ylabel="peak extra memory (MiB)")
-    axes.margins(x=0.12)
+    axes.margins(x=0.15)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -51,6 +51,8 @@ def append(file: Path, records: Sequence[Mapping[str, Any]], device: torch.devic
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
     if isinstance(value, int) and not isinstance(value, bool):

@@ -42,12 +42,13 @@ def test_memory_of_ours_grows_with_the_length_and_of_the_formula_with_its_square
 
 def test_counters_put_pytorchs_kernel_beside_ours(tmp_path: Path) -> None:
     results = measure(tmp_path, "--counters", "--length=64", "--head-dim=64")
-    ours, theirs, ratio = results
+    counts = {r["count"]: r for r in results}
     products = 2 * (64 // 8) ** 2 * (64 // 8)
-    assert ours["matrix_products"] == theirs["matrix_products"] == products
-    assert theirs["device_bytes"] >= 4 * 64 * 64 * 4
-    for name in ("device_bytes", "threadgroup_bytes"):
-        assert ratio[name] == ours[name] / theirs[name]
+    assert counts["matrix products"]["ours"] == counts["matrix products"]["pytorch_metal"] == products
+    assert counts["exponentials"]["ours"] >= 64 * 64
+    for name in ("device bytes", "threadgroup bytes"):
+        assert counts[name]["pytorch_metal"] >= 4 * 64 * 64 * 4
+        assert counts[name]["ratio"] == counts[name]["ours"] / counts[name]["pytorch_metal"]
 
 
 def test_overhead_is_that_of_a_call_without_its_launch(tmp_path: Path) -> None:
