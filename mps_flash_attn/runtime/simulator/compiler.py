@@ -36,7 +36,7 @@ class Variant(enum.Enum):
 
 
 _COMMON_FLAGS = ("-std=c++17", "-fPIC", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-w")
-_FAST_FLAGS = ("-O2",)
+_FAST_FLAGS = ("-O3",)
 # Only the instrumentation of the sanitizers is used: simt_checked.h answers its calls.
 _CHECKED_FLAGS = ("-O1", "-g", "-DSIMT_CHECKED", "-include", "simt_checked.h", "-fsanitize=thread")
 _CHECKED_GCC_FLAGS = ("-fsanitize=bounds",)
