@@ -12,9 +12,10 @@ import atexit
 import functools
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import CompilerNotFoundError, KernelCompileError
 from .strict_rewrite import (
@@ -31,6 +32,9 @@ from .strict_rewrite import (
 )
 from .tokens import Kind, closing, following, preceding
 from .translate import SOURCE_NAME
+
+if TYPE_CHECKING:
+    from . import strict_rules  # needs libclang
 
 __all__ = ["Diagnostic", "check", "diagnose"]
 
@@ -57,6 +61,7 @@ _ARGUMENTS = (
     "-ftemplate-backtrace-limit=0",
 )
 _MOST_REPAIRS = 3
+_MOST_CANDIDATES = 2  # that a message tells the objections to
 
 # clang's numbers
 _ERROR = 3
@@ -77,11 +82,16 @@ _OPENCL_ONLY = (
     "bit-fields are not supported in OpenCL",
 )
 _VECTOR_OF_BOOL = "invalid vector element type 'bool'"
+_INCLUSION = "in file included from"
+_STATIC_ASSERTION = re.compile(r"static assertion failed due to requirement '.*(?:__metal|is_same_v).*': ")
+_CANDIDATE = re.compile(r"candidate (?:function|constructor|template)\b.* (?:not viable|ignored): .*")
 _INSTANCE = "in instantiation of "
 _BOOL_ARGUMENT = re.compile(r"<.*\bbool\b.*>")
 _THREADGROUP_VARIABLE = "variable cannot be declared in local address space"
 _UNSUPPORTED_TYPE = re.compile(r"use of type '(?P<type>[^']+)' requires .* support")
 _WORDS = (
+    (re.compile(r"\bunsigned (\w+) __attribute__\(\(ext_vector_type\((\d)\)\)\)"), r"u\1\2"),
+    (re.compile(r"\b(\w+) __attribute__\(\(ext_vector_type\((\d)\)\)\)"), r"\1\2"),
     (re.compile(r"__global\b"), "device"),
     (re.compile(r"__local\b"), "threadgroup"),
     (re.compile(r"__constant\b"), "constant"),
@@ -138,46 +148,51 @@ def diagnose(source: str) -> tuple[Diagnostic, ...]:
     Raises:
         CompilerNotFoundError: libclang is not installed.
     """
-    index = _libclang()
+    clang = _clang()
     # clang counts bytes; what is not ASCII can only stand in comments and strings.
     text = source.encode("ascii", "replace").decode()
     rewriting = rewrite(text)
-    parse = _Parse(text, rewriting, index)
+    parse = _Parse(text, rewriting, clang)
     found = {(problem.offset, problem.message) for problem in (*rewriting.problems, *parse.problems())}
     return tuple(_diagnostic(rewriting, Problem(*problem)) for problem in sorted(found))
 
 
-@functools.cache
-def _libclang() -> Any:
-    """What texts are parsed with."""
-    try:
-        from clang import cindex  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise CompilerNotFoundError(_NO_LIBCLANG) from error
-    try:
-        return cindex.Index.create()
-    except cindex.LibclangError as error:
-        raise CompilerNotFoundError(f"{_NO_LIBCLANG} ({error})") from error
+class _Clang:
+    """libclang with Metal's declarations at hand: read once, 0.1 s, and kept in a form that takes 10 ms."""
+
+    def __init__(self) -> None:
+        try:
+            from clang import cindex  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise CompilerNotFoundError(_NO_LIBCLANG) from error
+        try:
+            self._index = cindex.Index.create()
+        except cindex.LibclangError as error:
+            raise CompilerNotFoundError(f"{_NO_LIBCLANG} ({error})") from error
+        self._folder = tempfile.TemporaryDirectory(prefix="mps-flash-attn-")
+        declarations = str(Path(self._folder.name) / "metal_declarations.pch")
+        self._index.parse(str(_HEADER), args=_ARGUMENTS, options=_INCOMPLETE).save(declarations)
+        self._arguments = (*_ARGUMENTS, "-include-pch", declarations)
+        atexit.register(_clang.cache_clear)  # while libclang can still be called
+
+    def parse(self, text: str, *, skip_bodies: bool) -> Any:
+        """The translation unit of a rewritten text."""
+        options = _SKIP_FUNCTION_BODIES if skip_bodies else 0
+        return self._index.parse(SOURCE_NAME, self._arguments, [(SOURCE_NAME, text)], options)
 
 
 @functools.cache
-def _declarations(index: Any) -> tuple[str, ...]:
-    """The arguments that put Metal's declarations in front of a text: parsed once, 0.1 s, and read back in 10 ms."""
-    folder = tempfile.TemporaryDirectory(prefix="mps-flash-attn-")
-    atexit.register(folder.cleanup)
-    compiled = str(Path(folder.name) / "metal_declarations.pch")
-    unit = index.parse(str(_HEADER), args=_ARGUMENTS, options=_INCOMPLETE)
-    unit.save(compiled)
-    return ("-include-pch", compiled)
+def _clang() -> _Clang:
+    return _Clang()
 
 
 class _Parse:
     """One text on its way through clang."""
 
-    def __init__(self, text: str, rewriting: Rewriting, index: Any) -> None:
+    def __init__(self, text: str, rewriting: Rewriting, clang: _Clang) -> None:
         self._text = text
         self._rewriting = rewriting
-        self._index = index
+        self._clang = clang
         self._edits = list(rewriting.edits)
         self._constructed: set[int] = set()  # offsets of the parentheses of vectors' constructors found by clang
         self._read = apply(text, self._edits)
@@ -202,10 +217,16 @@ class _Parse:
             unit = self._parse()
 
         problems: list[Problem] = []
-        report = lambda offset, message: problems.append(Problem(self._read.origin(offset), message))
+
+        def report(offset: int, message: str) -> None:
+            problems.append(Problem(self._read.origin(offset), message))
+
         rules = strict_rules.Rules(report, self._is_threadgroup_variable, self._read.text)
         rules.walk(unit, self._is_own)
-        objected = {problem.offset for problem in problems}
+        return [*problems, *self._objections(unit, rules, {problem.offset for problem in problems})]
+
+    def _objections(self, unit: Any, rules: strict_rules.Rules, objected: set[int]) -> Iterator[Problem]:
+        """What clang objects to, but for the places in ``objected``."""
         errors = _errors(unit)
         makes_vectors_of_bool = any(_VECTOR_OF_BOOL in error.spelling for error in errors)
         is_for_bool = False
@@ -221,8 +242,12 @@ class _Parse:
             origin = self._read.origin(offset)
             if origin not in objected:  # one for each place: a template is read once for each set of arguments
                 objected.add(origin)
-                problems.append(Problem(origin, message))
-        return problems
+                yield Problem(origin, message)
+
+    def _parse(self, *, skip_bodies: bool = False) -> Any:
+        """Reads the text with the edits so far."""
+        self._read = apply(self._text, self._edits)
+        return self._clang.parse(self._read.text, skip_bodies=skip_bodies)
 
     def _is_own(self, cursor: Any) -> bool:
         file = cursor.location.file
@@ -231,20 +256,11 @@ class _Parse:
     def _is_threadgroup_variable(self, offset: int) -> bool:
         return self._read.origin(offset) in self._rewriting.threadgroup_variables
 
-    def _parse(self, *, skip_bodies: bool = False) -> Any:
-        """Reads the text with the edits so far."""
-        self._read = apply(self._text, self._edits)
-        return self._index.parse(
-            SOURCE_NAME,
-            args=(*_ARGUMENTS, *_declarations(self._index)),
-            unsaved_files=[(SOURCE_NAME, self._read.text)],
-            options=_SKIP_FUNCTION_BODIES if skip_bodies else 0,
-        )
-
     def _place(self, error: Any) -> int:
         """Where in the text an error is; of one in the declarations, where the text gave rise to it."""
         for diagnostic in (error, *error.children):
-            if diagnostic.location.file is not None and diagnostic.location.file.name == SOURCE_NAME:
+            file = diagnostic.location.file
+            if file is not None and file.name == SOURCE_NAME and _INCLUSION not in diagnostic.spelling:
                 return int(diagnostic.location.offset)
         return 0
 
@@ -260,14 +276,14 @@ class _Parse:
             after = following(tokens, parenthesis)
             if tokens[preceding(tokens, parenthesis)].text == "operator" and tokens[after].text == ")":
                 parenthesis = following(tokens, after)
-        if parenthesis >= len(tokens) or tokens[parenthesis].text != "(" or tokens[index].text in self._rewriting.macros:
+        is_macro = tokens[index].text in self._rewriting.macros
+        if is_macro or parenthesis >= len(tokens) or tokens[parenthesis].text != "(":
             return []
         end = closing(tokens, parenthesis)
         if end == len(tokens):
             return []
         place = tokens[end].offset + 1
-        edit = Edit(place, place, " __private ")
-        return [edit]
+        return [Edit(place, place, " __private ")]
 
     def _construct(self, error: Any) -> list[Edit]:
         """Rewrites the constructor of a vector that an error is about."""
@@ -322,7 +338,9 @@ def _message(error: Any) -> str | None:
     unsupported = _UNSUPPORTED_TYPE.search(words)
     if unsupported:
         return f"'{unsupported['type']}' is not supported in Metal"
-    return words
+    words = _STATIC_ASSERTION.sub("", words)
+    candidates = [note.spelling for note in error.children if _CANDIDATE.match(note.spelling)]
+    return "; ".join((words, *candidates)) if len(candidates) <= _MOST_CANDIDATES else words
 
 
 def _diagnostic(rewriting: Rewriting, problem: Problem) -> Diagnostic:

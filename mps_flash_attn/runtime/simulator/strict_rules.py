@@ -207,7 +207,7 @@ class Rules:
         if is_member:
             self._report(offset, f"kernel {name!r} cannot be a member function")
         if cursor.result_type.get_canonical().kind is not TypeKind.VOID:
-            self._report(offset, f"invalid return type '{cursor.result_type.spelling}' for kernel function {name!r}")
+            self._report(offset, f"invalid return type '{_spelling(cursor.result_type)}' for kernel function {name!r}")
         types = cursor.type.spelling
         scope = f"{cursor.semantic_parent.get_usr()}/{name}"
         if self._kernels.setdefault(scope, types) != types:
@@ -236,7 +236,7 @@ class Rules:
             if _canonical_name(spelled.replace("__private", "").replace("const", "").strip()) not in names:
                 self._report(
                     offset,
-                    f"type '{written.spelling}' is not valid for attribute '{attribute}' of parameter {name!r}; "
+                    f"type '{_spelling(written)}' is not valid for attribute '{attribute}' of parameter {name!r}; "
                     f"accepted: {', '.join(allowed)}",
                 )
             return
@@ -256,7 +256,7 @@ class Rules:
         elif attribute in ("", "buffer", "threadgroup") and _is_data(written):
             self._report(
                 offset,
-                f"invalid type '{written.spelling}' for parameter {name!r} of a kernel function: pass a buffer "
+                f"invalid type '{_spelling(written)}' for parameter {name!r} of a kernel function: pass a buffer "
                 "(a device or constant pointer or reference), or name a built-in value such as "
                 "[[thread_position_in_grid]]",
             )
@@ -264,9 +264,8 @@ class Rules:
     def _binding(self, parameter: Cursor, attribute: str, index: int, taken: dict[tuple[str, int], str]) -> None:
         offset = parameter.location.offset
         if attribute in ("buffer", "threadgroup") and index > _LAST_BUFFER:
-            self._report(
-                offset, f"'{attribute}' attribute parameter is out of bounds: {index} is not between 0 and {_LAST_BUFFER}"
-            )
+            words = f"'{attribute}' attribute parameter is out of bounds: {index} is not between 0 and {_LAST_BUFFER}"
+            self._report(offset, words)
         other = taken.setdefault((attribute, index), parameter.spelling)
         if other != parameter.spelling:
             self._report(offset, f"cannot reserve '{attribute}' resource location at index {index}: {other!r} has it")
@@ -301,10 +300,12 @@ class Rules:
             for callee, call in calls:
                 path = self._path(callee, function)
                 if path is not None:
-                    through = "".join(f", which calls {self._names[key]!r}" for key in path[1:])
-                    name = self._names[function]
-                    words = f"{name!r} calls itself" if callee == function else f"{name!r} calls {self._names[callee]!r}{through}"
-                    self._report(call.location.offset, f"recursive function calls are not supported in Metal: {words}")
+                    chain = ", which calls ".join(repr(self._names[key]) for key in path)
+                    words = "itself" if callee == function else chain
+                    self._report(
+                        call.location.offset,
+                        f"recursive function calls are not supported in Metal: {self._names[function]!r} calls {words}",
+                    )
 
     def _path(self, start: str, goal: str) -> list[str] | None:
         """The functions on a shortest chain of calls from ``start`` to ``goal``."""
@@ -333,7 +334,8 @@ def unqualified_methods(unit: Any, is_own: Callable[[Cursor], bool]) -> list[Cur
             for child in cursor.get_children():
                 visit(child)
         elif kind in _METHODS and not cursor.is_static_method():
-            if "__generic" in cursor.type.spelling.rpartition(")")[2]:
+            qualifiers = cursor.type.spelling.rpartition(")")[2]
+            if "__generic" in qualifiers:
                 methods.append(cursor)
 
     for cursor in unit.cursor.get_children():
@@ -364,6 +366,11 @@ def _address_space(written: Type) -> int:
     while written.kind in _ARRAYS:
         written = written.element_type
     return int(written.get_address_space())
+
+
+def _spelling(value: Type) -> str:
+    """How the type of a value is written, without the space that every value is in."""
+    return re.sub(r"^(const )?__private (?!.*[*&])", r"\1", value.spelling)
 
 
 def _is_data(written: Type) -> bool:
