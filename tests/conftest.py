@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import random
 
+import hypothesis
 import pytest
 import torch
+
+# A first example compiles kernels, so no deadline; hypothesis prints the example and how to run it again.
+hypothesis.settings.register_profile("package", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("package")
 
 #: Set it to the seed that a failure printed, to see that failure again.
 SEED_VARIABLE = "MPS_FLASH_ATTN_TEST_SEED"

@@ -7,8 +7,9 @@ from torch import Tensor
 
 __all__ = ["assert_accurate", "error"]
 
-#: The floor in units of the dtype's epsilon, relative to the largest magnitude of the reference.
-_FLOOR = 4
+#: The floor, relative to the largest magnitude of the reference: sums of some hundred terms kept in float32 (float64 for
+#: float64), in units of that epsilon, and one rounding to the dtype of the result.
+_ACCUMULATED_EPSILONS = 16
 
 
 def error(actual: Tensor, reference: Tensor) -> float:
@@ -26,6 +27,8 @@ def assert_accurate(name: str, actual: Tensor, pytorch: Tensor, reference: Tenso
     assert actual.dtype == pytorch.dtype, f"{name}: dtype {actual.dtype}, not {pytorch.dtype}"
     finite = reference[reference.isfinite()]
     magnitude = float(finite.abs().max()) if finite.numel() else 0.0
-    bound = 2 * error(pytorch, reference) + _FLOOR * torch.finfo(actual.dtype).eps * magnitude
+    accumulator = torch.finfo(torch.promote_types(actual.dtype, torch.float32))
+    floor = (torch.finfo(actual.dtype).eps + _ACCUMULATED_EPSILONS * accumulator.eps) * magnitude
+    bound = 2 * error(pytorch, reference) + floor
     found = error(actual, reference)
     assert found <= bound, f"{name}: error {found:.3e} above {bound:.3e} (largest value {magnitude:.3e})"

@@ -64,6 +64,7 @@ class Case:
                 (self.query_heads, self.queries),
             )
         )
+        grad_lse = self.head_size**0.5 * torch.randn(query.shape[:3], device=device)  # about as large as dO V^T
         return Inputs(
             query=query,
             key=key,
@@ -72,7 +73,7 @@ class Case:
             scale=self.head_size**-0.5 if self.scale is None else self.scale,
             causal=self.causal,
             grad_out=grad_out,
-            grad_lse=torch.randn(query.shape[:3], device=device).to(torch.promote_types(dtype, torch.float32)),
+            grad_lse=grad_lse.to(torch.promote_types(dtype, torch.float32)),
         )
 
     def _tensor(self, heads: int, length: int, dtype: torch.dtype, device: str) -> Tensor:
