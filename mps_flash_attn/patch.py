@@ -146,6 +146,11 @@ class Stats:
         return sum(device.passed_on for device in self.devices.values())
 
     @property
+    def traced(self) -> int:
+        """How many of both were seen by ``torch.compile`` or ``torch.export``, on all devices."""
+        return sum(device.traced for device in self.devices.values())
+
+    @property
     def reasons(self) -> Mapping[str, int]:
         """Why calls were passed on, on all devices."""
         total: Counter[str] = Counter()

@@ -21,10 +21,10 @@ backward = torch.ops.mps_flash_attn.attention_backward.default
 
 
 def operands(
-    dtype: torch.dtype = torch.float64, *, queries: int = 5, keys: int = 6, requires_grad: bool = True
+    dtype: torch.dtype = torch.float64, *, batch: int = 2, queries: int = 5, keys: int = 6, requires_grad: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Two batches, four query heads, two key heads."""
-    shapes = ((2, 4, queries, D), (2, 2, keys, D), (2, 2, keys, D))
+    """Four query heads, two key heads."""
+    shapes = ((batch, 4, queries, D), (batch, 2, keys, D), (batch, 2, keys, D))
     query, key, value = (torch.randn(shape, dtype=dtype).requires_grad_(requires_grad) for shape in shapes)
     return query, key, value
 
@@ -55,7 +55,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 MASKS: dict[str, Callable[[], Tensor | None]] = {
     "none": lambda: None,
     "boolean": lambda: torch.rand(1, 1, 5, 6) > 0.3,
-    "additive": lambda: torch.randn(2, 1, 1, 6),
+    "additive": lambda: torch.randn(1, 4, 1, 6),
 }
 
 
@@ -110,7 +110,9 @@ def test_gradients_are_exact(seed: int, alignment: Any, mask: str) -> None:
         )
         return out, lse.masked_fill(lse == -torch.inf, 0)
 
-    assert torch.autograd.gradcheck(attention, operands())
+    assert torch.autograd.gradcheck(attention, operands(batch=1), fast_mode=True)
+    if alignment is None:
+        assert torch.autograd.gradcheck(attention, operands(batch=1))
 
 
 def test_gradients_through_broadcasting_and_folding(seed: int) -> None:
