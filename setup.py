@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
+
+SIMULATOR = Path("csrc/simulator")
 
 setup(
     ext_modules=[
         Pybind11Extension(
             "mps_flash_attn._C",
-            ["csrc/bindings.cpp", *sorted(glob("csrc/simulator/*.cpp"))],
-            depends=[*sorted(glob("csrc/simulator/*.h")), "csrc/simulator/include/simt.h"],
+            ["csrc/bindings.cpp", *sorted(map(str, SIMULATOR.glob("*.cpp")))],
+            depends=[*map(str, SIMULATOR.glob("*.h")), "csrc/simulator/include/simt.h"],
             include_dirs=["csrc", "csrc/simulator/include"],
             cxx_std=17,
             extra_compile_args=["-O2", "-g0", "-Wall", "-Wextra"],

@@ -54,8 +54,10 @@ std::string describe_outside(std::ptrdiff_t offset, std::size_t bytes, std::size
         text += "that begin " + std::to_string(-offset) + " bytes before";
     } else if (offset < limit) {
         text += "that reach " + std::to_string(end - limit) + " bytes beyond the end of";
+    } else if (offset == limit) {
+        text += "that begin at the end of";
     } else {
-        text += std::to_string(offset - limit) + " bytes beyond the end of";
+        text += "that begin " + std::to_string(offset - limit) + " bytes beyond the end of";
     }
     return text;
 }
@@ -185,7 +187,7 @@ void Checker::report_race(const std::string& memory, const char* flag, const Sha
     };
     const bool same_group = conflict.earlier.threadgroup == later.threadgroup;
     findings_.add("race", std::min(conflict.earlier.pc, later.pc), std::max(conflict.earlier.pc, later.pc),
-                  "data race on " + describe_range(conflict.offset, bytes) + " of " + memory + ": " +
+                  "data race: " + describe_range(conflict.offset, bytes) + " of " + memory + ", " +
                       describe_access(later) + " and " + describe_access(conflict.earlier) +
                       (same_group ? std::string(" with no barrier with ") + flag + " between them"
                                   : std::string(", and nothing orders threadgroups")));
@@ -203,7 +205,7 @@ std::optional<std::string> Checker::access_threadgroup(const Thread& thread, con
         const ThreadgroupArray& array = group.arrays[i];
         if (nearest == nullptr || distance(array) < distance(*nearest)) nearest = &array;
     }
-    if (nearest == nullptr) return "access to threadgroup memory of which none is declared";
+    if (nearest == nullptr) return "out of bounds: access to threadgroup memory of which none is declared";
     const std::string name =
         "threadgroup array '" + std::string(nearest->name) + "' (line " + std::to_string(nearest->line) + ")";
     const auto relative = static_cast<std::ptrdiff_t>(offset) - static_cast<std::ptrdiff_t>(nearest->offset);

@@ -17,11 +17,11 @@ namespace simt {
 // In which order the threads that can run do so.
 enum class Schedule { forward, backward, random };
 
-// What a launch was found guilty of: one text a fault. Where a text refers to a place in the code of the kernel
-// library, it has <pc:N>, N being the decimal address relative to the library.
+// What a launch was found guilty of: one text a fault, "kind: description". Where a text refers to a place in the code
+// of the kernel library, it has <pc:N>, N being the decimal address relative to the library.
 class Findings {
   public:
-    static constexpr std::size_t kMost = 20;
+    static constexpr std::size_t kMost = 200;
 
     // Notes a fault unless one of the same `kind` between the same two places was noted already.
     void add(const char* kind, uint64_t first_place, uint64_t second_place, const std::string& text);

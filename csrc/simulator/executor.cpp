@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "fault.h"
 #include "memory_counter.h"
 #include "scheduler.h"
 #include "worker.h"
@@ -69,6 +70,7 @@ class Progress {
         try {
             const BorrowedWorker worker;
             prepare(*worker, launch_, counter_ != nullptr ? counting_api() : fast_api(), nullptr, counter_);
+            const FaultGuard guard(worker->group());
             for (uint64_t next = next_.fetch_add(1); next < groups_; next = next_.fetch_add(1)) {
                 if (!worker->run(position_in(grid_, next), launch_.threads, launch_.group_size)) {
                     throw LaunchError("kernel '" + std::string(launch_.kernel_name) + "': " + worker->group().error);
@@ -195,6 +197,7 @@ std::vector<std::string> check_launch(const Launch& launch, const std::vector<Ar
         Checker checker(memory, library, schedule, pass_seed, findings);
         const BorrowedWorker worker;
         prepare(*worker, copied, checked_api(), &checker, nullptr);
+        const FaultGuard guard(worker->group());
         for (const uint64_t index : checker.order(count(grid))) {
             if (!worker->run(position_in(grid, index), launch.threads, launch.group_size)) {
                 findings.add(worker->group().error);

@@ -32,7 +32,7 @@ std::string describe_stuck_barrier(const Threadgroup& group) {
     uint32_t first = 0;
     while (!waits(first)) ++first;
     const int line = group.simdgroup[first / kLanes].requests[first % kLanes].line;
-    return "threadgroup_barrier at line " + std::to_string(line) + " can never be completed: of the " +
+    return "divergence: threadgroup_barrier at line " + std::to_string(line) + " can never be completed: of the " +
            std::to_string(group.threads) + " threads of threadgroup " + describe(group.position) + ", " +
            describe_members(group.threads, waits) + " wait at it and " +
            describe_members(group.threads, [&](uint32_t thread) { return !waits(thread); }) +
@@ -219,7 +219,7 @@ void* threadgroup_memory(Thread* thread, std::size_t bytes, std::size_t alignmen
         std::size_t offset = round_up(group.arena_used, alignment);
         if (bytes > group.memory_limit || offset + bytes > group.memory_limit || index == Threadgroup::kMaxArrays) {
             abandon(group, simdgroup.fibers[thread->lane],
-                    "threadgroup array '" + std::string(name) + "' at line " + std::to_string(line) +
+                    "threadgroup memory: array '" + std::string(name) + "' at line " + std::to_string(line) +
                         " brings the total to " + std::to_string(offset + bytes) +
                         " bytes of threadgroup memory; at most " + std::to_string(group.memory_limit) + " bytes in " +
                         std::to_string(Threadgroup::kMaxArrays) + " arrays are available");

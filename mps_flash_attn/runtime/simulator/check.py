@@ -17,6 +17,7 @@ from .compiler import INCLUDE
 __all__ = ["check", "is_checking"]
 
 _PLACE = re.compile(r"<pc:(\d+)>")
+_MOST_FINDINGS = 20
 
 
 class _Checker:
@@ -75,10 +76,18 @@ def is_checking() -> bool:
 
 
 def _with_lines(findings: Sequence[str], library: Path) -> tuple[str, ...]:
-    """Puts file and line in the place of addresses. Findings that are then the same count once."""
+    """Puts file and line in the place of addresses. Of findings of one kind at the same lines, the first counts."""
     addresses = sorted({int(address) for text in findings for address in _PLACE.findall(text)})
     lines = _lines(library, addresses)
-    return tuple(dict.fromkeys(_PLACE.sub(lambda match: lines[int(match[1])], text) for text in findings))
+    distinct: dict[object, str] = {}
+    for text in findings:
+        kind = text.partition(":")[0]
+        places = sorted(lines[int(address)] for address in _PLACE.findall(text))
+        distinct.setdefault((kind, *places) if places else text, _PLACE.sub(lambda place: lines[int(place[1])], text))
+    texts = tuple(distinct.values())
+    if len(texts) > _MOST_FINDINGS:
+        return (*texts[:_MOST_FINDINGS], f"and {len(texts) - _MOST_FINDINGS} more")
+    return texts
 
 
 def _lines(library: Path, addresses: Sequence[int]) -> dict[int, str]:

@@ -35,7 +35,15 @@ class Variant(enum.Enum):
     """Reports each access to memory to the executor, with its place in the Metal text."""
 
 
-_COMMON_FLAGS = ("-std=c++17", "-fPIC", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-w")
+_COMMON_FLAGS = (
+    "-std=c++17",
+    "-fPIC",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-ffp-contract=off",
+    "-w",
+    "-fstack-clash-protection",
+)
 _FAST_FLAGS = ("-O3",)
 # Only the instrumentation of the sanitizers is used: simt_checked.h answers its calls.
 _CHECKED_FLAGS = ("-O1", "-g", "-DSIMT_CHECKED", "-include", "simt_checked.h", "-fsanitize=thread")
@@ -120,8 +128,11 @@ def _find_compiler(environment: tuple[str, ...]) -> Compiler:
                 return Compiler(tuple(command), version.stdout)
     variables = " and ".join(_COMPILER_VARIABLES)
     raise CompilerNotFoundError(
-        (f"the C++ compiler {requested!r}, named by {variables}, cannot be run" if requested else
-         f"no C++ compiler found: looked for {' and '.join(_COMPILER_NAMES)} in PATH ({variables} are not set)")
+        (
+            f"the C++ compiler {requested!r}, named by {variables}, cannot be run"
+            if requested
+            else f"no C++ compiler found: looked for {' and '.join(_COMPILER_NAMES)} in PATH ({variables} are not set)"
+        )
         + "; the simulator compiles kernels with g++ 12 or clang 14 or newer: on Debian or Ubuntu, "
         "`sudo apt-get install g++`"
     )

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +31,9 @@ MAX_CONSTANT_BYTES = 4096
 THREADGROUP_BYTES = 32 * 1024
 """Threadgroup memory of an Apple GPU."""
 
-Argument = Union[Tensor, int, float, Sequence[int], Sequence[float], Sequence[Tensor]]
+_MAX_KERNELS_TOGETHER = 8  # texts with more are compiled one kernel at a time, when it is first asked for
+
+Argument = Tensor | int | float | Sequence[int] | Sequence[float] | Sequence[Tensor]
 
 _CASTS = {"int8": "b", "uint8": "B", "int16": "h", "int32": "i", "fp16": "e", "bf16": "bf16"}
 _THREADS_VARIABLE = "MPS_FLASH_ATTN_SIMULATOR_THREADS"
@@ -52,7 +54,8 @@ def compile_shader(source: str) -> ShaderLibrary:
         CacheError: the folder for compiled kernels cannot be used.
 
     Example:
-        >>> lib = compile_shader("kernel void twice(device float* x, uint i [[thread_position_in_grid]]) { x[i] *= 2; }")
+        >>> text = "kernel void twice(device float* x, uint i [[thread_position_in_grid]]) { x[i] *= 2; }"
+        >>> lib = compile_shader(text)
         >>> x = torch.ones(4)
         >>> lib.twice(x)
     """
@@ -64,7 +67,8 @@ def compile_shader(source: str) -> ShaderLibrary:
 @functools.lru_cache(maxsize=1024)
 def _library(source: str, compiler: Compiler, folder: Path) -> ShaderLibrary:
     library = ShaderLibrary(source, compiler, Cache(folder))
-    library._load(Variant.FAST)
+    if not library._apart:
+        library._load(Variant.FAST)
     return library
 
 
@@ -96,7 +100,8 @@ class ShaderLibrary:
         self._compiler = compiler
         self._cache = cache
         self._translation = _translate(source, compiler, cache)
-        self._loaded: dict[Variant, _C.Library] = {}
+        self._apart = len(self._translation.kernels) > _MAX_KERNELS_TOGETHER
+        self._loaded: dict[tuple[Variant, int | None], _C.Library] = {}
         self._lock = threading.Lock()
         extended = re.search(r"\bdouble\b", self._translation.text) is not None
         self._threadgroup_bytes = THREADGROUP_BYTES * (2 if extended else 1)
@@ -113,21 +118,23 @@ class ShaderLibrary:
     def __dir__(self) -> list[str]:
         return list(self._infos)
 
-    def _load(self, variant: Variant) -> _C.Library:
-        """Returns the library of a build, compiling it unless it is in memory or on disk."""
+    def _load(self, variant: Variant, info: KernelInfo | None = None) -> _C.Library:
+        """Returns a build of the library with the kernel, compiling it unless it is in memory or on disk."""
+        only = info.index if info is not None and self._apart else None
         with self._lock:
-            library = self._loaded.get(variant)
+            library = self._loaded.get((variant, only))
             if library is None:
-                library = self._loaded[variant] = _C.Library(str(self._compile(variant)))
+                library = self._loaded[variant, only] = _C.Library(str(self._compile(variant, only)))
             return library
 
-    def _compile(self, variant: Variant) -> Path:
-        names = ", ".join(repr(name) for name in self._infos)
+    def _compile(self, variant: Variant, only: int | None) -> Path:
+        kernels = self._translation.kernels if only is None else (self._translation.kernels[only],)
+        text = self._translation.text if only is None else self._translation.only(only)
+        names = ", ".join(repr(info.name) for info in kernels)
         flags = "\0".join(self._compiler.flags(variant))
-        key = content_key("library", self._translation.text, headers_digest(), self._compiler.version, flags)
+        key = content_key("library", text, headers_digest(), self._compiler.version, flags)
         return self._cache.path(
-            f"{key}.so",
-            lambda: self._compiler.build(self._translation.text, variant, title=f"the library of kernels {names}"),
+            f"{key}.so", lambda: self._compiler.build(text, variant, title=f"the library of kernels {names}")
         )
 
 
@@ -146,7 +153,7 @@ class Kernel:
         self._info = info
         self._buffers = {buffer.index: buffer for buffer in info.buffers}
         self._arity = max(self._buffers, default=-1) + 1
-        self._fast = _C.Kernel(library._load(Variant.FAST), info.index, info.name)
+        self._fast = _C.Kernel(library._load(Variant.FAST, info), info.index, info.name)
 
     def __repr__(self) -> str:
         return f"<simulator kernel {self._info.name!r}>"
@@ -182,10 +189,10 @@ class Kernel:
         if observer is not None:
             self._launch_observed(observer, args, arg_casts, *self._grid(args, threads, group_size))
             return
-        packed = tuple([
+        packed = tuple(
             arg.data_ptr() if isinstance(arg, Tensor) and arg.is_cpu else self._pack(position, arg, arg_casts)
             for position, arg in enumerate(args)
-        ])
+        )
         grid, group = self._grid(args, threads, group_size)
         if 0 in grid:
             return
@@ -202,11 +209,17 @@ class Kernel:
         arguments = tuple(self._observed(position, arg, casts) for position, arg in enumerate(args))
         if 0 in grid:
             return
-        library = self._library._load(Variant.CHECKED)
+        library = self._library._load(Variant.CHECKED, self._info)
         kernel = _C.Kernel(library, self._info.index, self._info.name)
         observer.launch(
             observe.Launch(
-                self._info.name, kernel, Path(library.path), arguments, grid, group, self._library._threadgroup_bytes,
+                self._info.name,
+                kernel,
+                Path(library.path),
+                arguments,
+                grid,
+                group,
+                self._library._threadgroup_bytes,
                 _os_threads(),
             )
         )
@@ -283,7 +296,8 @@ class Kernel:
                 raise ValueError(
                     f"kernel {self._info.name!r}: group_size {group} and threads {grid} must have equally many numbers"
                 )
-        grid, group = (grid + (1, 1))[:3], (group + (1, 1))[:3]
+        missing = (1,) * (3 - len(grid))
+        grid, group = grid + missing, group + missing
         if not 0 < group[0] * group[1] * group[2] <= self.max_threads_per_threadgroup:
             raise ValueError(
                 f"kernel {self._info.name!r}: group_size {group} makes {group[0] * group[1] * group[2]} threads; a "

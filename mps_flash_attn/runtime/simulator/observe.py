@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Union
+from typing import Protocol
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from ... import _C
 
 __all__ = ["Argument", "Launch", "Memory", "Observer", "current", "describe_tensor", "observing"]
 
-Memory = tuple[str, Union[int, bytes], int, int, bool]
+Memory = tuple[str, int | bytes, int, int, bool]
 """Name, address (or bytes that are passed by value), length in bytes, bytes of an element, whether constant."""
 
 Argument = tuple[Memory, tuple[Memory, ...]]
@@ -78,5 +78,7 @@ def observing(observer: Observer) -> Iterator[None]:
 
 def describe_tensor(name: str, tensor: Tensor, is_constant: bool) -> Memory:
     """The memory between a tensor's first and last element."""
-    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())) + 1 if tensor.numel() else 0
+    span = 0
+    if tensor.numel() > 0:
+        span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return name, tensor.data_ptr(), span * tensor.element_size(), tensor.element_size(), is_constant
