@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import _C
+from ..._C import ABI_VERSION
 from ...errors import CompilerNotFoundError, KernelCompileError
 
 __all__ = ["INCLUDE", "Compiler", "Variant", "find_compiler", "headers_digest"]
@@ -141,7 +141,7 @@ def _find_compiler(environment: tuple[str, ...]) -> Compiler:
 @functools.cache
 def headers_digest() -> str:
     """A hash of the headers that kernels include and of the binary interface that they are compiled for."""
-    digest = hashlib.sha256(str(_C.ABI_VERSION).encode())
+    digest = hashlib.sha256(str(ABI_VERSION).encode())
     for path in sorted(path for path in INCLUDE.rglob("*") if path.is_file()):
         digest.update(f"\0{path.relative_to(INCLUDE)}\0".encode())
         digest.update(path.read_bytes())
