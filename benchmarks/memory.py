@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,7 +93,9 @@ def measure(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     such as the simulator's stacks; freed pages that the allocator reuses can hide in it.
     """
     points = [(problem, name) for problem in problems for name in IMPLEMENTATIONS]
-    context = multiprocessing.get_context("spawn")
+    # A server that has imported what takes long, and computed nothing, forks a process for each point.
+    context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
+    context.set_forkserver_preload(["torch", "matplotlib.pyplot", "mps_flash_attn"])
     records = []
     for problem, name in tqdm(points, unit="point", leave=False):
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:

@@ -1,9 +1,10 @@
-"""The demo, end to end in a tiny configuration, and the faults that it must not overlook."""
+"""The demo, end to end in a tiny configuration, the faults that it must not overlook, and the README's code."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,30 @@ def test_bad_arguments_are_named(wrong: tuple[str, ...], capsys: pytest.CaptureF
         gpt_mini.main(wrong)
     assert stop.value.code == 2
     assert wrong[0].partition("=")[0] in capsys.readouterr().err
+
+
+def readme_code() -> list[str]:
+    readme = Path(__file__).parents[1] / "README.md"
+    return re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_readmes_code_runs() -> None:
+    key = torch.randn(1, 2, 16, 64)
+    names: dict[str, Any] = {"query": torch.randn(1, 4, 16, 64), "key": key, "value": key.clone(), "attn_mask": None}
+    code = readme_code()
+    assert len(code) >= 4
+    try:
+        for block in code:
+            exec(block, names)
+    finally:
+        mps_flash_attn.unpatch()
+    assert names["out"].shape == names["query"].shape
+    assert names["x"].tolist()[0] == 63.0
+
+
+def test_the_readmes_kernel_without_its_barrier_is_found_out() -> None:
+    barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+    block = readme_code()[-1]
+    assert barrier in block
+    with pytest.raises(mps_flash_attn.KernelCheckError, match=r"data race.*threadgroup array 'copy'.*thread"):
+        exec(block.replace(barrier, ""), {})
