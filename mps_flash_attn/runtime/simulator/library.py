@@ -67,8 +67,8 @@ def compile_shader(source: str) -> ShaderLibrary:
 @functools.lru_cache(maxsize=1024)
 def _library(source: str, compiler: Compiler, folder: Path) -> ShaderLibrary:
     library = ShaderLibrary(source, compiler, Cache(folder))
-    if not library._apart:
-        library._load(Variant.FAST)
+    if not library._apart:  # so that faults in the text show here; the other build is made when it is needed
+        library._load(Variant.FAST if observe.current() is None else Variant.CHECKED)
     return library
 
 
@@ -153,7 +153,7 @@ class Kernel:
         self._info = info
         self._buffers = {buffer.index: buffer for buffer in info.buffers}
         self._arity = max(self._buffers, default=-1) + 1
-        self._fast = _C.Kernel(library._load(Variant.FAST, info), info.index, info.name)
+        self._builds: dict[Variant, _C.Kernel] = {}
 
     def __repr__(self) -> str:
         return f"<simulator kernel {self._info.name!r}>"
@@ -196,7 +196,8 @@ class Kernel:
         grid, group = self._grid(args, threads, group_size)
         if 0 in grid:
             return
-        self._fast.launch(packed, grid, group, self._library._threadgroup_bytes, _os_threads())
+        kernel = self._builds.get(Variant.FAST) or self._build(Variant.FAST)
+        kernel.launch(packed, grid, group, self._library._threadgroup_bytes, _os_threads())
 
     def _launch_observed(
         self,
@@ -209,13 +210,10 @@ class Kernel:
         arguments = tuple(self._observed(position, arg, casts) for position, arg in enumerate(args))
         if 0 in grid:
             return
-        library = self._library._load(Variant.CHECKED, self._info)
-        kernel = _C.Kernel(library, self._info.index, self._info.name)
         observer.launch(
             observe.Launch(
                 self._info.name,
-                kernel,
-                Path(library.path),
+                self._builds.get(Variant.CHECKED) or self._build(Variant.CHECKED),
                 arguments,
                 grid,
                 group,
@@ -223,6 +221,11 @@ class Kernel:
                 _os_threads(),
             )
         )
+
+    def _build(self, variant: Variant) -> _C.Kernel:
+        kernel = _C.Kernel(self._library._load(variant, self._info), self._info.index, self._info.name)
+        self._builds[variant] = kernel
+        return kernel
 
     def _observed(self, position: int, arg: Argument, casts: str | Mapping[int, str] | None) -> observe.Argument:
         """An argument together with the memory that it leads to."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib.util
 import re
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
 
 from ...errors import KernelCompileError
 from .compiler import Compiler
@@ -23,16 +23,39 @@ __all__ = ["BufferInfo", "KernelInfo", "Translation", "translate"]
 SOURCE_NAME = "kernel.metal"
 """What messages call a text that does not name itself with ``#line``."""
 
-ConstantValue = Union[bool, int, float]
+ConstantValue = bool | int | float
 
 # Metal's own headers: all they declare is in the simulator's metal_stdlib, which every translated text includes.
 _METAL_HEADERS = (
-    *("metal_" + name for name in (
-        "array", "assert", "atomic", "command_buffer", "common", "compute", "config", "extended_vector", "geometric",
-        "graphics", "integer", "limits", "logging", "math", "matrix", "numeric", "pack", "packed_vector", "quadgroup",
-        "relational", "simdgroup", "simdgroup_matrix", "stdlib", "texture", "type_traits", "types", "uniform",
-        "utility", "visible_function_table",
-    )),
+    "metal_array",
+    "metal_assert",
+    "metal_atomic",
+    "metal_command_buffer",
+    "metal_common",
+    "metal_compute",
+    "metal_config",
+    "metal_extended_vector",
+    "metal_geometric",
+    "metal_graphics",
+    "metal_integer",
+    "metal_limits",
+    "metal_logging",
+    "metal_math",
+    "metal_matrix",
+    "metal_numeric",
+    "metal_pack",
+    "metal_packed_vector",
+    "metal_quadgroup",
+    "metal_relational",
+    "metal_simdgroup",
+    "metal_simdgroup_matrix",
+    "metal_stdlib",
+    "metal_texture",
+    "metal_type_traits",
+    "metal_types",
+    "metal_uniform",
+    "metal_utility",
+    "metal_visible_function_table",
     "simd/simd.h",
 )
 _MACROS = {
@@ -47,34 +70,38 @@ _MACROS = {
 _ERASED_SPACES = frozenset({"device", "threadgroup", "thread", "threadgroup_imageblock", "ray_data", "object_data"})
 _ADDRESS_SPACES = _ERASED_SPACES | {"constant"}
 _SPECIFIERS = frozenset({"static", "const", "constexpr", "volatile", "inline", "extern"})
+_ACCESS = frozenset({"public", "protected", "private"})
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
+_MARKER = re.compile(r'#\s*(?:line\s+)?(\d+)(?:\s+"([^"]*)")?')
 _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
 _COMPONENT = {name: index for letters in ("xyzw", "rgba") for index, name in enumerate(letters)}
 _ASSIGNMENTS = frozenset({"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^="})
 _FLOAT = re.compile(r"(?i)(?!0x)(\d[\d']*\.[\d']*(?:e[+-]?\d+)?|\.\d[\d']*(?:e[+-]?\d+)?|\d[\d']*e[+-]?\d+)(bf|[hf]?)")
 
 # Parameters of a kernel that say where the thread is: each is a function of metal/kernel.h.
-_POSITIONS = frozenset({
-    "dispatch_simdgroups_per_threadgroup",
-    "dispatch_threads_per_threadgroup",
-    "quadgroup_index_in_simdgroup",
-    "quadgroup_index_in_threadgroup",
-    "quadgroups_per_threadgroup",
-    "simdgroup_index_in_threadgroup",
-    "simdgroups_per_threadgroup",
-    "thread_index_in_quadgroup",
-    "thread_index_in_simdgroup",
-    "thread_index_in_threadgroup",
-    "thread_position_in_grid",
-    "thread_position_in_threadgroup",
-    "threadgroup_position_in_grid",
-    "threadgroups_per_grid",
-    "threads_per_grid",
-    "threads_per_simdgroup",
-    "threads_per_threadgroup",
-    "thread_execution_width",
-})
+_POSITIONS = frozenset(
+    {
+        "dispatch_simdgroups_per_threadgroup",
+        "dispatch_threads_per_threadgroup",
+        "quadgroup_index_in_simdgroup",
+        "quadgroup_index_in_threadgroup",
+        "quadgroups_per_threadgroup",
+        "simdgroup_index_in_threadgroup",
+        "simdgroups_per_threadgroup",
+        "thread_execution_width",
+        "thread_index_in_quadgroup",
+        "thread_index_in_simdgroup",
+        "thread_index_in_threadgroup",
+        "thread_position_in_grid",
+        "thread_position_in_threadgroup",
+        "threadgroup_position_in_grid",
+        "threadgroups_per_grid",
+        "threads_per_grid",
+        "threads_per_simdgroup",
+        "threads_per_threadgroup",
+    }
+)
 _POSITION_SYNONYMS = {"thread_execution_width": "threads_per_simdgroup"}
 
 
@@ -118,11 +145,15 @@ class Translation:
 
     Attributes:
         text: complete C++ whose ``#line`` directives point into the Metal text.
-        kernels: what it defines.
+        kernels: what it defines; the i-th has the index i.
     """
 
     text: str
     kernels: tuple[KernelInfo, ...]
+
+    def only(self, index: int) -> str:
+        """The text with one of its kernels alone, so that the templates of the others are not instantiated."""
+        return f"#define SIMT_ONLY {index}\n{self.text}"
 
 
 def translate(
@@ -187,6 +218,7 @@ class _Translator:
         self._tokens = [self._all[place] for place in self._places]
         self._words = [token.text for token in self._tokens]
         self._names = [token.kind is Kind.NAME for token in self._tokens]
+        self._markers = self._find_markers()
         self._closing = self._match_brackets()
         self._out = [token.text for token in self._all]
         self._constants = constants
@@ -223,16 +255,21 @@ class _Translator:
             raise self._error(stack[-1], f"{self._words[stack[-1]]!r} is never closed")
         return pairs
 
+    def _find_markers(self) -> tuple[list[int], list[tuple[str, int]]]:
+        """Where ``#line`` directives are: their places, and the file and the line less the text's own after each."""
+        places, positions = [-1], [(SOURCE_NAME, 0)]
+        for place, token in enumerate(self._all):
+            marker = _MARKER.match(token.text) if token.text.startswith("#") else None
+            if marker is not None:
+                places.append(place)
+                positions.append((marker.group(2) or positions[-1][0], int(marker.group(1)) - token.line - 1))
+        return places, positions
+
     def _position(self, index: int) -> tuple[str, int]:
         """File and line of a token in the Metal text."""
-        file, line = SOURCE_NAME, 1
-        for token in reversed(self._all[: self._places[index]]):
-            marker = re.match(r'#\s*(?:line\s+)?(\d+)(?:\s+"([^"]*)")?', token.text)
-            if marker and token.text.startswith("#"):
-                file = marker.group(2) or file
-                line = int(marker.group(1)) + self._tokens[index].line - token.line - 1
-                break
-        return file, line
+        places, positions = self._markers
+        file, difference = positions[bisect_right(places, self._places[index]) - 1]
+        return file, self._tokens[index].line + difference
 
     def _error(self, index: int, message: str) -> KernelCompileError:
         file, line = self._position(min(index, len(self._tokens) - 1))
@@ -255,10 +292,12 @@ class _Translator:
 
     def _rendered(self, first: int, last: int) -> str:
         """Tokens first ... last - 1 as C++, on one line."""
-        return " ".join(self._render_word(index) for index in range(first, last) if self._words[index] not in _ERASED_SPACES)
-
-    def _render_word(self, index: int) -> str:
-        return "const" if self._words[index] == "constant" else self._out[self._places[index]]
+        words = (
+            "const" if self._words[index] == "constant" else self._out[self._places[index]]
+            for index in range(first, last)
+            if self._words[index] not in _ERASED_SPACES
+        )
+        return " ".join(words)
 
     # Declarations
 
@@ -267,7 +306,7 @@ class _Translator:
         seen: dict[str, tuple[str, ...]] = {}
         index = begin
         while index < end:
-            if inside_class and self._words[index] in ("public", "private", "protected") and self._words[index + 1] == ":":
+            if inside_class and self._words[index] in _ACCESS and self._words[index + 1] == ":":
                 index += 2
                 continue
             index = self._declaration(index, end, seen, inside_class=inside_class)
@@ -293,7 +332,7 @@ class _Translator:
                 kind = "namespace"
             elif word == "(":
                 is_alignment = words[index - 1] in ("alignas", "__attribute__", "decltype", "static_assert", "_Pragma")
-                if parameters is None and not is_alignment and kind in ("", "struct") and kind != "variable":
+                if parameters is None and not is_alignment and kind in ("", "struct"):
                     parameters = index
                     kind = "function"
                 index = self._closing[index]
@@ -305,7 +344,7 @@ class _Translator:
                 if kind in ("struct", "class", "union"):
                     self._scope(index + 1, close, inside_class=True)
                     body = index
-                elif kind == "function" and not self._is_member_initialiser(index, parameters):
+                elif parameters is not None and not self._is_member_initialiser(index, parameters):
                     body = index
                     self._function(begin, parameters, index, close)
                     self._deduplicate(begin, index, close, seen)
@@ -321,12 +360,14 @@ class _Translator:
             self._variable(begin, stop, inside_class=inside_class)
         return index + 1
 
-    def _is_member_initialiser(self, brace: int, parameters: int | None) -> bool:
+    def _is_member_initialiser(self, brace: int, parameters: int) -> bool:
         """Whether "{" belongs to ``Tile() : member{...} {}`` rather than starting a function's body."""
-        assert parameters is not None
         after = self._closing[parameters] + 1
-        return self._names[brace - 1] and ":" in self._words[after:brace] and self._words[brace - 1] not in (
-            "const", "thread", "device", "constant", "threadgroup", "noexcept", "override"
+        return (
+            self._names[brace - 1]
+            and ":" in self._words[after:brace]
+            and self._words[brace - 1]
+            not in ("const", "thread", "device", "constant", "threadgroup", "noexcept", "override")
         )
 
     def _angle_end(self, index: int, end: int) -> int:
@@ -343,7 +384,7 @@ class _Translator:
                     return position
             elif word in _CLOSING:
                 position = self._closing[position]
-            elif word in (";", "&&", "||") and word == ";":
+            elif word == ";":
                 return index
             position += 1
         return index
@@ -370,9 +411,9 @@ class _Translator:
         return found
 
     def _is_attribute(self, index: int) -> bool:
-        return self._words[index] == "[" and index + 1 < len(self._words) and self._words[index + 1] == "[" and (
-            self._closing[self._closing[index] - 1 if False else index] - 1 == self._closing[index + 1]
-        )
+        if self._words[index : index + 2] != ["[", "["]:
+            return False
+        return self._closing[index + 1] == self._closing[index] - 1
 
     def _host_name(self, first: int, last: int) -> str | None:
         name = self._attributes(first, last).get("host_name")
@@ -397,7 +438,7 @@ class _Translator:
             host_name = self._host_name(begin, parameters)
             callee = self._rendered(name_start, parameters)
             thunk = self._thunk(host_name or name, function, callee, parameters)
-            self._insert_after(close, " " + thunk)
+            self._insert_after(close, thunk + self._resume(close))
 
     def _function_name(self, begin: int, parameters: int) -> tuple[int, str]:
         """Where the possibly qualified name before "(" starts, template arguments included, and its last part."""
@@ -465,7 +506,8 @@ class _Translator:
         if declarator < stop:
             types = ", ".join(self._declaration_text(*part) for part in self._split(declarator + 1, stop - 1))
             thunk = thunk.replace(f" {callee}(", f" static_cast<void (*)({types})>({callee})(", 1)
-        self._replace(begin, stop, thunk)
+        self._erase(begin, stop)
+        self._insert_after(stop, thunk + self._resume(stop))
 
     def _declaration_text(self, first: int, last: int) -> str:
         """A parameter's type and name in C++."""
@@ -515,12 +557,20 @@ class _Translator:
         slots = [buffer.index for buffer in buffers]
         if len(set(slots)) != len(slots):
             raise self._error(index, f"kernel {function.name!r} uses a buffer index twice: {slots}")
-        number_of = len(self._kernels)
-        self._kernels.append(KernelInfo(name, number_of, tuple(sorted(buffers, key=lambda buffer: buffer.index))))
+        kernel = KernelInfo(name, len(self._kernels), tuple(sorted(buffers, key=lambda buffer: buffer.index)))
+        self._kernels.append(kernel)
+        file, line = self._position(index)
         return (
-            f'extern "C" __attribute__((visibility("default"))) void simt_kernel_{number_of}(void* const* buffers) '
-            f"{{ (void)buffers; ::simt::start_log(::simt::self()); {callee}({', '.join(arguments)}); }}"
+            f"\n#if !defined(SIMT_ONLY) || SIMT_ONLY == {kernel.index}\n"
+            f'#line {line} "{file}"\n'
+            f'extern "C" __attribute__((visibility("default"))) void simt_kernel_{kernel.index}(void* const* buffers) '
+            f"{{ (void)buffers; ::simt::start_log(::simt::self()); {callee}({', '.join(arguments)}); }}\n#endif\n"
         )
+
+    def _resume(self, index: int) -> str:
+        """A directive after which what follows token ``index`` is on its line again."""
+        file, line = self._position(index)
+        return f'#line {line} "{file}"\n'
 
     # Variables
 
@@ -586,7 +636,8 @@ class _Translator:
             return
         bracket = begin + words.index("[")
         name = self._words[bracket - 1]
-        kind = " ".join(word for word in self._words[begin : bracket - 1] if word not in (*_ADDRESS_SPACES, *_SPECIFIERS))
+        dropped = _ADDRESS_SPACES | _SPECIFIERS
+        kind = " ".join(word for word in self._words[begin : bracket - 1] if word not in dropped)
         number = attributes["function_constant"]
         value = self._constants.get(name)
         if value is None and number.isdecimal():
@@ -689,7 +740,8 @@ def _join_directives(tokens: Sequence[Token]) -> list[Token]:
             stop = index
             while stop < len(tokens) and tokens[stop].kind is not Kind.NEWLINE:
                 stop += 1
-            result.append(Token(Kind.COMMENT, "".join(part.text for part in tokens[index:stop]), token.offset, token.line))
+            directive = "".join(part.text for part in tokens[index:stop])
+            result.append(Token(Kind.COMMENT, directive, token.offset, token.line))
             index = stop
             continue
         line_start = token.kind is Kind.NEWLINE or (line_start and token.is_blank)

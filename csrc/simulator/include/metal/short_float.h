@@ -61,12 +61,12 @@ struct ShortFloat {
     SIMT_INLINE constexpr explicit ShortFloat(_Float16 value) : ShortFloat(static_cast<float>(value)) {}
 #endif
 
-    // Implicit to float alone, so that `condition ? x : 0` has one type to settle on.
-    template <class T, std::enable_if_t<is_float_or_wider<T>, int> = 0>
+    // Explicit to integers, so that `condition ? x : 0` has one type to settle on.
+    template <class T, std::enable_if_t<is_float_or_wider<T> || std::is_same_v<T, bool>, int> = 0>
     SIMT_INLINE constexpr operator T() const {
         return static_cast<T>(Format::decode(bits));
     }
-    template <class T, std::enable_if_t<std::is_integral_v<T>, int> = 0>
+    template <class T, std::enable_if_t<std::is_integral_v<T> && !std::is_same_v<T, bool>, int> = 0>
     SIMT_INLINE constexpr explicit operator T() const {
         return static_cast<T>(Format::decode(bits));
     }
