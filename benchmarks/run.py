@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"Plot: {file}")
     elif args.mode == "counters":
         results = counters.measure(chosen)
-        records.show(f"What the kernels do, forward: {setting}", results)
+        records.show(f"What the kernels do: {setting}", results)
     else:
         results = overhead.measure(chosen, args.repeat)
         records.show(f"Cost of a call in Python: {setting}", results)
