@@ -39,7 +39,6 @@
 #define read_only __metal_name_read_only
 #define read_write __metal_name_read_write
 #define write_only __metal_name_write_only
-#define uniform __metal_name_uniform
 
 #define __METAL__ 1
 #define __METAL_VERSION__ 310
@@ -55,7 +54,7 @@ typedef unsigned short ushort;
 typedef unsigned int uint;
 typedef unsigned long ulong;
 typedef __bf16 bfloat;
-typedef signed char int8_t;
+typedef char int8_t;
 typedef uchar uint8_t;
 typedef short int16_t;
 typedef ushort uint16_t;
@@ -312,7 +311,6 @@ template <typename T, typename F> struct conditional<false, T, F> {
     using type = F;
 };
 template <bool B, typename T, typename F> using conditional_t = typename conditional<B, T, F>::type;
-template <typename...> using void_t = void;
 template <typename T> struct type_identity {
     using type = T;
 };
@@ -337,6 +335,9 @@ template <typename T> struct remove_volatile<volatile T> {
 };
 template <typename T> using remove_volatile_t = typename remove_volatile<T>::type;
 __METAL_TRANSFORM(remove_cv, remove_const_t<remove_volatile_t<T>>)
+template <typename T> struct __remove_space {
+    using type = T;
+};
 #define __METAL_REMOVE_SPACE(SPACE)                                                                                    \
     template <typename T> struct __remove_space<SPACE T> {                                                             \
         using type = T;                                                                                                \
@@ -344,13 +345,12 @@ __METAL_TRANSFORM(remove_cv, remove_const_t<remove_volatile_t<T>>)
     template <typename T> struct __remove_space<const SPACE T> {                                                       \
         using type = const T;                                                                                          \
     };
-template <typename T> struct __remove_space {
-    using type = T;
-};
 __METAL_REMOVE_SPACE(__private)
 __METAL_REMOVE_SPACE(__global)
 __METAL_REMOVE_SPACE(__local)
 __METAL_REMOVE_SPACE(__constant)
+template <typename T> using remove_addrspace = __remove_space<T>;
+template <typename T> using remove_addrspace_t = typename __remove_space<T>::type;
 template <typename T> struct remove_reference {
     using type = T;
 };
@@ -455,7 +455,6 @@ __METAL_TRAIT(is_union, __is_union(T))
 __METAL_TRAIT(is_void, __is_void(T))
 __METAL_TRAIT(is_const, __is_const(T))
 __METAL_TRAIT(is_volatile, __is_volatile(T))
-__METAL_TRAIT(is_empty, __is_empty(T))
 __METAL_TRAIT(is_trivial, __is_trivial(T))
 __METAL_TRAIT(is_fundamental, is_arithmetic_v<T> || __is_void(T))
 template <typename From, typename To> constant constexpr bool is_convertible_v = __is_convertible_to(From, To);
@@ -560,6 +559,28 @@ template <typename T, int C, int R = C> struct matrix {
 template <typename T, int K, int R, int C> matrix<T, C, R> operator*(matrix<T, K, R>, matrix<T, C, K>);
 template <typename T, int C, int R> matrix<T, R, C> transpose(matrix<T, C, R>);
 template <typename T, int N> T determinant(matrix<T, N, N>);
+
+// A value that is the same for all threads.
+template <typename T> struct uniform {
+    T __value;
+    uniform() = default;
+    explicit constexpr uniform(T value) : __value(value) {}
+    constexpr operator T() const {
+        return __value;
+    }
+};
+template <typename T> constexpr uniform<T> make_uniform(T value) {
+    return uniform<T>(value);
+}
+#define __METAL_UNIFORM_OPERATOR(op)                                                                                   \
+    template <typename T> constexpr uniform<T> operator op(uniform<T> a, uniform<T> b) {                               \
+        return uniform<T>(a.__value op b.__value);                                                                     \
+    }
+__METAL_UNIFORM_OPERATOR(+)
+__METAL_UNIFORM_OPERATOR(-)
+__METAL_UNIFORM_OPERATOR(*)
+__METAL_UNIFORM_OPERATOR(/)
+__METAL_UNIFORM_OPERATOR(%)
 
 // ---- Functions -----------------------------------------------------------------------------------------------------
 
@@ -892,12 +913,6 @@ struct quad_vote {
 #define __METAL_LANES_OF(T) __METAL_WIDTHS(__METAL_LANES, T) __METAL_WIDTHS(__METAL_LANE_BITS, T)
 __METAL_SMALL_INTEGERS(__METAL_LANES_OF)
 __METAL_FLOATS(__METAL_LANES)
-bool simd_broadcast(bool, ushort);
-bool simd_broadcast_first(bool);
-bool simd_shuffle(bool, ushort);
-bool simd_shuffle_down(bool, ushort);
-bool simd_shuffle_up(bool, ushort);
-bool simd_shuffle_xor(bool, ushort);
 bool simd_all(bool);
 bool simd_any(bool);
 simd_vote simd_ballot(bool);

@@ -76,16 +76,38 @@ _COPY_FROM_CONSTANT = re.compile(
     r"\(the implicit copy (?:constructor|assignment operator)\) not viable: cannot bind reference in address space "
     r"'__constant'|no known conversion from '(?:const )?__constant (?P<a>[^']+)' to '(?:__private )?(?P<b>[^']+)'"
 )
+_CHOICE_OF_OBJECTS = re.compile(
+    r"(?:incompatible operand types \(|conditional expression is ambiguous; )'(?P<a>[^'*&]+)' and '(?P<b>[^'*&]+)'"
+)
+_QUALIFIERS = re.compile(r"\b(?:const|volatile|__\w+) ")
+_LIST_FOR_VECTOR = re.compile(r"cannot convert initializer list argument to '.*' \(vector of")
+_NOT_CONSTANT = "must be initialized by a constant expression"
 # What OpenCL forbids and Metal does not.
-_OPENCL_ONLY = (
-    "scalar operand type has greater rank than the type of the vector element",
-    "bit-fields are not supported in OpenCL",
+_OPENCL_ONLY = re.compile(
+    "|".join(
+        (
+            "scalar operand type has greater rank than the type of the vector element",
+            "bit-fields are not supported in OpenCL",
+            "too few elements in vector initialization",
+            r"static_cast from '[^']*\b(?:half|__bf16|bfloat)' to '(?:half|__bf16|bfloat)'.* is not allowed",
+            # Apple's own headers are written in these.
+            "use of undeclared identifier '__(?:metal|METAL)_",
+            # To clang a temporary is nowhere; in Metal it is the thread's.
+            "reference of type 'const __private .*' cannot bind to a temporary object",
+            "binding reference of type 'const __private .*' to value of type '(?!.*__).*' changes address space",
+        )
+    )
+)
+_TEMPORARY = re.compile(
+    "cannot bind reference in default address space to object in address space '__private'"
+    "|cannot deduce a type for '.*' that would make '__private .*' equal '(?!.*__)"
 )
 _VECTOR_OF_BOOL = "invalid vector element type 'bool'"
 _INCLUSION = "in file included from"
 _STATIC_ASSERTION = re.compile(r"static assertion failed due to requirement '.*(?:__metal|is_same_v).*': ")
 _CANDIDATE = re.compile(r"candidate (?:function|constructor|template)\b.* (?:not viable|ignored): .*")
 _INSTANCE = "in instantiation of "
+_CONTEXT = (_INSTANCE, _INCLUSION, "expanded from")
 _BOOL_ARGUMENT = re.compile(r"<.*\bbool\b.*>")
 _THREADGROUP_VARIABLE = "variable cannot be declared in local address space"
 _UNSUPPORTED_TYPE = re.compile(r"use of type '(?P<type>[^']+)' requires .* support")
@@ -203,11 +225,11 @@ class _Parse:
 
         # Member functions and names of vector types show only in the syntax tree, those of a function's body and
         # those that depend on a template's parameters only in clang's errors.
-        outline = self._parse(skip_bodies=True)
-        names = strict_rules.vector_names(outline, self._is_own)
-        methods = strict_rules.unqualified_methods(outline, self._is_own)
-        self._edits += vector_constructors(self._rewriting, VECTORS | names)
-        self._edits += [edit for cursor in methods for edit in self._qualify(cursor)]
+        outline = strict_rules.outline(self._parse(skip_bodies=True), self._is_own)
+        self._edits += vector_constructors(self._rewriting, VECTORS | outline.vector_names)
+        edits = [edit for cursor in outline.methods for edit in self._qualify(cursor)]
+        edits += [edit for cursor in outline.constructors for edit in self._unqualify(cursor)]
+        self._edits += edits
         unit = self._parse()
         for _ in range(_MOST_REPAIRS):
             edits = [edit for error in _errors(unit) for edit in self._construct(error)]
@@ -266,8 +288,27 @@ class _Parse:
 
     def _qualify(self, method: Any) -> list[Edit]:
         """Makes a member function one of objects of the thread, as Metal has it."""
+        end = self._end_of_parameters(method)
+        if end is None:
+            return []
+        place = self._rewriting.tokens[end].offset + 1
+        return [Edit(place, place, " __private ")]
+
+    def _unqualify(self, constructor: Any) -> list[Edit]:
+        """Lets a constructor of objects of the thread make temporary ones too, which are nowhere to clang."""
+        end = self._end_of_parameters(constructor)
+        if end is None:
+            return []
+        after = following(self._rewriting.tokens, end)
+        token = self._rewriting.tokens[after] if after < len(self._rewriting.tokens) else None
+        if token is None or token.text != "thread":
+            return []
+        return [Edit(token.offset, token.offset + len(token.text), " " * len(token.text))]
+
+    def _end_of_parameters(self, function: Any) -> int | None:
+        """The index of the ``)`` of a member function's parameters; None when it comes out of a macro."""
         tokens = self._rewriting.tokens
-        index = self._rewriting.index_at(self._read.origin(method.location.offset))
+        index = self._rewriting.index_at(self._read.origin(function.location.offset))
         parenthesis = following(tokens, index)
         if tokens[index].text == "operator":
             # operator()(...), operator[](...), operator T(...)
@@ -278,12 +319,9 @@ class _Parse:
                 parenthesis = following(tokens, after)
         is_macro = tokens[index].text in self._rewriting.macros
         if is_macro or parenthesis >= len(tokens) or tokens[parenthesis].text != "(":
-            return []
+            return None
         end = closing(tokens, parenthesis)
-        if end == len(tokens):
-            return []
-        place = tokens[end].offset + 1
-        return [Edit(place, place, " __private ")]
+        return end if end < len(tokens) else None
 
     def _construct(self, error: Any) -> list[Edit]:
         """Rewrites the constructor of a vector that an error is about."""
@@ -319,15 +357,28 @@ def _is_for_bool(error: Any, *, otherwise: bool) -> bool:
     return any(_BOOL_ARGUMENT.search(instance) for instance in instances) if instances else otherwise
 
 
+def _is_of_spaces_alone(words: str, notes: Any) -> bool:
+    """Whether clang alone refuses an object because of where it lies, or a list because it is one."""
+    objects = _CHOICE_OF_OBJECTS.match(words)
+    if objects and _QUALIFIERS.sub("", objects["a"]) == _QUALIFIERS.sub("", objects["b"]):
+        return True
+    for note in notes:
+        copy = _COPY_FROM_CONSTANT.search(note.spelling)
+        if copy and copy["a"] == copy["b"]:
+            return True
+        if _TEMPORARY.search(note.spelling) or _LIST_FOR_VECTOR.search(note.spelling):
+            return True
+    # Of an initialiser with such a copy in it, clang says no more than that; else it gives the reason.
+    return _NOT_CONSTANT in words and all(note.spelling.startswith(_CONTEXT) for note in notes)
+
+
 def _message(error: Any) -> str | None:
     """An error of clang in the words of Metal; None when Metal does not share it."""
     words: str = error.spelling.strip()
-    if any(phrase in words for phrase in _OPENCL_ONLY):
+    if _OPENCL_ONLY.search(words):
         return None
-    for note in error.children:
-        copy = _COPY_FROM_CONSTANT.search(note.spelling)
-        if copy and copy["a"] == copy["b"]:
-            return None
+    if _is_of_spaces_alone(words, error.children):
+        return None
     vectors = _VECTOR_CONVERSION.search(words)
     if vectors:
         if vectors["a"] == vectors["b"]:

@@ -259,17 +259,19 @@ def _attributes(rewriting: Rewriting) -> None:
         inner = closing(tokens, index + 1)
         if end == len(tokens) or following(tokens, inner) != end:
             continue
-        content = tokens[index + 2 : inner]
-        names = {token.text for token in content if token.kind is Kind.NAME}
-        rewriting.edits += _blank(tokens[index : end + 1])
         place = tokens[index].offset
+        names = {token.text for token in tokens[index + 2 : inner]}
+        binding = next((n for n in range(index + 2, inner) if tokens[n].text in PARAMETER_ATTRIBUTES), None)
+        rewriting.edits += _blank(tokens[index : end + 1])
         if "kernel" in names:
             rewriting.edits.append(Edit(place, place, "__METAL_KERNEL "))
+        elif binding is not None:
+            after = following(tokens, binding)
+            last = closing(tokens, after) if tokens[after].text == "(" else binding
+            written = "".join(token.text for token in tokens[binding : last + 1] if not token.is_blank)
+            rewriting.edits.append(Edit(place, place, f"__METAL_ATTRIBUTE({written}) "))
         elif "function_constant" in names:
             rewriting.edits.append(Edit(place, place, "= {} "))
-        elif not names.isdisjoint(PARAMETER_ATTRIBUTES):
-            written = "".join(token.text for token in content if not token.is_blank)
-            rewriting.edits.append(Edit(place, place, f"__METAL_ATTRIBUTE({written}) "))
 
 
 def _numbers(rewriting: Rewriting) -> None:

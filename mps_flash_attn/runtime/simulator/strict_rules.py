@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from clang.cindex import CursorKind, TypeKind, conf  # type: ignore[import-untyped]
 
 from .strict_rewrite import PARAMETER_ATTRIBUTES, THREADGROUP_VARIABLE_OUTSIDE_KERNEL
 
-__all__ = ["Rules", "unqualified_methods", "vector_names"]
+__all__ = ["Outline", "Rules", "outline"]
 
 Cursor = Any
 Type = Any
@@ -240,8 +241,8 @@ class Rules:
                     f"accepted: {', '.join(allowed)}",
                 )
             return
-        if written.kind in _POINTERS:
-            space = _address_space(written.get_pointee())
+        if written.kind in _POINTERS or written.kind in _ARRAYS:
+            space = _address_space(written.get_pointee() if written.kind in _POINTERS else written)
             if space in _UNQUALIFIED:
                 return  # reported as any pointer without one
             expected = {_THREADGROUP} if attribute == "threadgroup" else {_DEVICE, _CONSTANT}
@@ -304,7 +305,7 @@ class Rules:
                     words = "itself" if callee == function else chain
                     self._report(
                         call.location.offset,
-                        f"recursive function calls are not supported in Metal: {self._names[function]!r} calls {words}",
+                        f"recursive function call: {self._names[function]!r} calls {words}",
                     )
 
     def _path(self, start: str, goal: str) -> list[str] | None:
@@ -324,41 +325,51 @@ class Rules:
         return None
 
 
-def unqualified_methods(unit: Any, is_own: Callable[[Cursor], bool]) -> list[Cursor]:
-    """The member functions that name no address space, which Metal takes to be the thread's."""
-    methods: list[Cursor] = []
+@dataclass
+class Outline:
+    """What a text declares outside functions, as far as it asks for edits.
 
-    def visit(cursor: Cursor) -> None:
+    Attributes:
+        vector_names: names for types of vectors.
+        methods: member functions that name no address space, which Metal takes to be the thread's.
+        constructors: all of them.
+    """
+
+    vector_names: set[str] = field(default_factory=set)
+    methods: list[Cursor] = field(default_factory=list)
+    constructors: list[Cursor] = field(default_factory=list)
+
+    def add(self, cursor: Cursor) -> None:
+        """Adds a declaration and those in it."""
         kind = cursor.kind
         if kind in _CLASSES or kind is CursorKind.NAMESPACE:
             for child in cursor.get_children():
-                visit(child)
+                self.add(child)
+        elif kind in _ALIASES:
+            if cursor.underlying_typedef_type.get_canonical().kind is TypeKind.EXTVECTOR:
+                self.vector_names.add(cursor.spelling)
+        elif kind is CursorKind.CONSTRUCTOR or _is_constructor_template(cursor):
+            self.constructors.append(cursor)
         elif kind in _METHODS and not cursor.is_static_method():
             qualifiers = cursor.type.spelling.rpartition(")")[2]
             if "__generic" in qualifiers:
-                methods.append(cursor)
+                self.methods.append(cursor)
 
+
+def outline(unit: Any, is_own: Callable[[Cursor], bool]) -> Outline:
+    """The outline of the declarations of a translation unit for which ``is_own`` holds."""
+    result = Outline()
     for cursor in unit.cursor.get_children():
         if is_own(cursor):
-            visit(cursor)
-    return methods
+            result.add(cursor)
+    return result
 
 
-def vector_names(unit: Any, is_own: Callable[[Cursor], bool]) -> frozenset[str]:
-    """The names, outside functions, that a text gives to types of vectors."""
-    names = set()
-
-    def visit(cursor: Cursor) -> None:
-        if cursor.kind in _CLASSES or cursor.kind is CursorKind.NAMESPACE:
-            for child in cursor.get_children():
-                visit(child)
-        elif cursor.kind in _ALIASES and cursor.underlying_typedef_type.get_canonical().kind is TypeKind.EXTVECTOR:
-            names.add(cursor.spelling)
-
-    for cursor in unit.cursor.get_children():
-        if is_own(cursor):
-            visit(cursor)
-    return frozenset(names)
+def _is_constructor_template(cursor: Cursor) -> bool:
+    if cursor.kind is not CursorKind.FUNCTION_TEMPLATE:
+        return False
+    parent = cursor.semantic_parent
+    return parent.kind in _CLASSES and cursor.spelling.partition("<")[0] == parent.spelling.partition("<")[0]
 
 
 def _address_space(written: Type) -> int:
