@@ -103,6 +103,8 @@ class Kernel {
     Kernel(std::shared_ptr<Library> library, unsigned index, std::string name)
         : library_(std::move(library)), kernel_(library_->kernel(index)), name_(std::move(name)) {}
 
+    const std::shared_ptr<Library>& library() const { return library_; }
+
     // arguments[n] fills buffer n: an int is a device address, bytes are passed by value.
     void launch(const py::tuple& arguments, const py::tuple& threads, const py::tuple& group_size,
                 std::size_t threadgroup_bytes, unsigned os_threads) const {
@@ -181,6 +183,7 @@ PYBIND11_MODULE(_C, module) {
     py::class_<Kernel>(module, "Kernel")
         .def(py::init<std::shared_ptr<Library>, unsigned, std::string>(), py::arg("library"), py::arg("index"),
              py::arg("name"))
+        .def_property_readonly("library", &Kernel::library)
         .def("launch", &Kernel::launch, py::arg("arguments"), py::arg("threads"), py::arg("group_size"),
              py::arg("threadgroup_bytes"), py::arg("os_threads"))
         .def("count", &Kernel::count, py::arg("arguments"), py::arg("threads"), py::arg("group_size"),

@@ -16,6 +16,8 @@ class Library:
 
 class Kernel:
     def __init__(self, library: Library, index: int, name: str) -> None: ...
+    @property
+    def library(self) -> Library: ...
     def launch(
         self,
         arguments: tuple[int | bytes, ...],

@@ -35,7 +35,7 @@ class _Checker:
             self._random_schedules,
         )
         if findings:
-            raise KernelCheckError(launch.name, _with_lines(findings, launch.library))
+            raise KernelCheckError(launch.name, _with_lines(findings, Path(launch.kernel.library.path)))
 
 
 @contextlib.contextmanager

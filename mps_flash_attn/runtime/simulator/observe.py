@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -29,7 +28,6 @@ class Launch:
     Attributes:
         name: of the kernel.
         kernel: its instrumented build.
-        library: the file that the build was loaded from.
         arguments: what fills its buffers, in order.
         threads: of the grid, in x, y, z.
         group_size: threads of a threadgroup, in x, y, z.
@@ -39,7 +37,6 @@ class Launch:
 
     name: str
     kernel: _C.Kernel
-    library: Path
     arguments: tuple[Argument, ...]
     threads: tuple[int, ...]
     group_size: tuple[int, ...]
