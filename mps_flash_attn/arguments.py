@@ -58,7 +58,8 @@ def is_direct(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bo
     device = query.device
     return (
         batch == kv_shape[0]
-        and (heads == kv_heads or (enable_gqa and kv_heads > 0 and heads % kv_heads == 0))
+        and kv_heads > 0
+        and (heads == kv_heads or (enable_gqa and heads % kv_heads == 0))
         and head_size == kv_shape[3]
         and 0 < head_size <= MAX_HEAD_SIZE
         and kv_shape == value.shape
@@ -141,7 +142,7 @@ def _refuse_mix(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
 
 
 def _refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
-    """Checks of the last two dimensions."""
+    """Checks of lengths, head sizes, and that there are heads."""
     head_size = query.shape[-1]
     if key.shape[-1] != head_size:
         return Refusal(
@@ -161,6 +162,8 @@ def _refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
             "lengths of key and value differ",
             ValueError(f"value has length {value.shape[-2]} and key {key.shape[-2]}; accepted is one length"),
         )
+    if key.dim() > 2 and key.shape[-3] == 0:
+        return Refusal("no key heads", UnsupportedError("key has 0 heads; accepted are 1 or more"))
     return None
 
 
@@ -181,7 +184,7 @@ def _refuse_groups(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
             "heads of key and value differ",
             UnsupportedError(f"value has {value.shape[-3]} heads and key {kv_heads}; accepted is one number"),
         )
-    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
+    if heads % kv_heads != 0:
         return Refusal(
             "heads do not divide",
             ValueError(f"query has {heads} heads and key {kv_heads}; accepted is a multiple of the key's heads"),

@@ -333,8 +333,9 @@ def _forget_compiled_code() -> None:
     _SDPA._dispatch_cache.clear()
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
-    config = torch.compiler.config
-    if hasattr(config, "cache_key_tag"):
+    # A setting of the thread: one that only ever compiles, and never patches, shares cached graphs between both states.
+    config: Any = getattr(torch.compiler, "config", None)
+    if config is not None and hasattr(config, "cache_key_tag"):
         user_tag = config.cache_key_tag.partition(_TAG_MARK)[0]
         devices = ",".join(sorted(_overrides))
         config.cache_key_tag = user_tag + (f"{_TAG_MARK}{__version__}:{devices}" if devices else "")

@@ -237,7 +237,7 @@ def test_saved_tensors_are_the_operands_and_rows_alone(seed: int) -> None:
     """What autograd keeps between forward and backward is of size L * D, not L * L."""
     query, key, value = operands(torch.float32, queries=64, keys=64)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
         out = flash_attention(query, key, value, enable_gqa=True)
     pointers = {x.data_ptr() for x in (query, key, value, out)}
     extra = [x for x in kept if x.data_ptr() not in pointers]
