@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from baselines import PREFILL_HEAD_SIZES, pytorch_prefill
 from torch import Tensor
 
 from mps_flash_attn.runtime.simulator import ShaderLibrary, compile_shader
@@ -31,11 +31,6 @@ def library(header: str, prologue: str) -> ShaderLibrary:
     return compile_shader(
         f"#include <metal_stdlib>\n{prologue}\nusing namespace metal;\n#include <ATen/native/mps/kernels/{header}>\n"
     )
-
-
-@functools.cache
-def prefill_library() -> ShaderLibrary:
-    return library("PrefillAttention.h", "#include <metal_simdgroup_matrix>\n#include <c10/metal/utils.h>")
 
 
 @functools.cache
@@ -97,47 +92,18 @@ class Problem:
         assert_accurate("output", output, attention(output.dtype), attention(torch.float64))
 
 
-def words(values: list[int], tail: list[float] | None = None) -> Tensor:
-    """A struct of 32-bit integers and then floats."""
-    data = struct.pack(f"{len(values)}i", *values) + struct.pack(f"{len(tail or [])}f", *(tail or []))
-    return torch.frombuffer(bytearray(data), dtype=torch.int32)
+def words(values: list[int]) -> Tensor:
+    """A struct of 32-bit integers."""
+    return torch.tensor(values, dtype=torch.int32)
 
 
 def prefill(problem: Problem) -> Tensor:
     """Runs ``prefill_attention`` with the tile sizes that it is instantiated for."""
-    query, key, value, mask = problem.query, problem.key, problem.value, problem.mask
-    batch, heads, queries, size = query.shape
-    rows, columns, simdgroups = {256: (16, 8, 2), 128: (32, 16, 4)}.get(size, (32, 32, 4))
-    dtype = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}[query.dtype]
-    mask_name = "bool_" if mask is not None and mask.dtype == torch.bool else dtype
-    name = (
-        f"prefill_attention_{dtype}_bq{rows}_bk{columns}_bd{size}_wm{simdgroups}_wn1"
-        f"_hm{int(mask is not None)}_dc{int(problem.is_causal)}_mask{mask_name}"
+    if problem.query.shape[-1] not in PREFILL_HEAD_SIZES:
+        pytest.skip(f"PyTorch {torch.__version__} ships no such kernel")
+    return pytorch_prefill(
+        problem.query, problem.key, problem.value, is_causal=problem.is_causal, attn_mask=problem.mask
     )
-    output = torch.full_like(query, float("nan"))
-    params = torch.cat(
-        [
-            words(
-                [batch, heads, size, queries, key.shape[2], heads // key.shape[1]],
-                [1 / math.sqrt(size), 1.0],  # scale; a soft cap of 1 is none
-            ),
-            words([stride for tensor in (query, key, value, output) for stride in tensor.stride()[:3]]),
-        ]
-    )
-    mask_params = words(list(mask.stride()) if mask is not None else [0] * 4)
-    kernel: Any = getattr(prefill_library(), name)
-    kernel(
-        query,
-        key,
-        value,
-        output,
-        params,
-        mask_params,
-        query if mask is None else mask,
-        threads=(math.ceil(queries / rows) * 32 * simdgroups, heads, batch),
-        group_size=(32 * simdgroups, 1, 1),
-    )
-    return output
 
 
 def decode(problem: Problem, *, passes: int) -> Tensor:
