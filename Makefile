@@ -30,8 +30,9 @@ install: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/python examples/gpt_mini.py $(ARGS)
 
+# Two workers share the cores: PyTorch's own threads would only wait for each other.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --durations 15 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 15 $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
