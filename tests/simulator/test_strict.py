@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mps_flash_attn.errors import CompilerNotFoundError, KernelCompileError
 from mps_flash_attn.launch import Capabilities, Launch
 from mps_flash_attn.ops.attention import plan
 from mps_flash_attn.runtime.simulator import strict
+from mps_flash_attn.runtime.simulator.tokens import Kind, following, tokenize
 
 pytest.importorskip("clang.cindex")
 
@@ -32,6 +34,8 @@ struct Point {
 float helper(thread float *p) { return p[0]; }
 template <typename T> T twice(T value) { return value + value; }
 """
+
+SPACES = ("device", "threadgroup", "constant", "thread")
 
 # Where a planted line stands: among declarations, in a kernel, among a kernel's parameters.
 SCOPE = PRELUDE + "@\n"
@@ -462,6 +466,29 @@ def test_names_what_to_install_when_libclang_is_missing(monkeypatch: pytest.Monk
         strict.check(PRELUDE)
 
 
+SOUND_KERNELS = Path(__file__).parent / "sound_kernels.metal"
+
+
+def test_passes_what_people_write() -> None:
+    strict.check(SOUND_KERNELS.read_text(encoding="utf-8"))
+
+
+def test_misses_each_address_space_of_sound_kernels() -> None:
+    text = SOUND_KERNELS.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    tokens = tokenize(text)
+    dropped = 0
+    for index, token in enumerate(tokens):
+        if token.kind is not Kind.NAME or token.text not in SPACES or tokens[following(tokens, index)].text == "(":
+            continue
+        if re.fullmatch(r"\s+threadgroup [^*&]*;", lines[token.line - 1]):
+            continue  # an array of the thread's own is another program, and legal
+        without = text[: token.offset] + text[token.offset + len(token.text) :]
+        assert strict.diagnose(without), f"nothing missed without the {token.text!r} of line {token.line}"
+        dropped += 1
+    assert dropped > 25
+
+
 PYTORCH = Path(torch.__file__).parent / "include"
 
 
@@ -517,4 +544,6 @@ def test_passes_the_projects_kernels(file: str) -> None:
     elements = {dict(launch.defines)["ELEMENT"] for launch in LAUNCHES if launch.file == file}
     assert elements == {"float", "half", "bfloat"}
     for text in texts:
+        start = time.process_time()
         strict.check(text)
+        assert time.process_time() - start <= 0.5, "a kernel's strict parse takes half a second of one core at most"

@@ -543,7 +543,9 @@ template <typename T, int C, int R = C> struct matrix {
     matrix() = default;
     explicit constexpr matrix(T);
     template <typename... A, typename = enable_if_t<(sizeof...(A) > 1)>> constexpr matrix(A...);
-    explicit matrix(const __constant matrix &);
+    matrix(const matrix &) = default;
+    matrix(const __constant matrix &);
+    matrix &operator=(const matrix &) = default;
     template <typename U, typename = enable_if_t<!is_same_v<T, U>>> explicit constexpr matrix(matrix<U, C, R>);
     __METAL_SUBSCRIPT(column)
     friend matrix operator+(matrix, matrix);
