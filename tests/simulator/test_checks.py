@@ -145,54 +145,96 @@ CASES = {
         r"data race.*buffer 1 \('y'\)",
     ),
     "device read beyond the end": Case(
-        ROTATE, "x[i];", "x[i + 1];", r"out of bounds: read of 4 bytes that begin at the end of buffer 0 \('x'\), 1024 "
+        ROTATE,
+        "x[i];",
+        "x[i + 1];",
+        r"out of bounds: read of 4 bytes that begin at the end of buffer 0 \('x'\), 1024 "
         r"bytes long, by thread \(127, 0, 0\) of threadgroup \(1, 0, 0\) at kernel.metal:{old}",
     ),
     "device write before the beginning": Case(
-        ROTATE, "y[i] =", "y[long(i) - 3] =", r"out of bounds: write of 4 bytes that begin 12 bytes before buffer 1 \('y'\)"
+        ROTATE,
+        "y[i] =",
+        "y[long(i) - 3] =",
+        r"out of bounds: write of 4 bytes that begin 12 bytes before buffer 1 \('y'\)",
     ),
     "constant read beyond the end": Case(
-        ROW_SUM, "x[row * n + j];", "x[row * n + j] + (&n)[2];", r"out of bounds: read.*end of buffer 2 \('n'\)", **TWO_ROWS
+        ROW_SUM,
+        "x[row * n + j];",
+        "x[row * n + j] + (&n)[2];",
+        r"out of bounds: read.*end of buffer 2 \('n'\)",
+        **TWO_ROWS,
     ),
     "threadgroup array through its type": Case(
         ROTATE, "(t + 1) % size", "t + 1", r"out of bounds: index 128 of an array.*at kernel.metal:{old}"
     ),
     "threadgroup array through a pointer": Case(
-        ROTATE, "stage[(t + 1) % size]", "((threadgroup float*)stage)[t + 1]",
-        r"out of bounds: read of 4 bytes that begin at the end of threadgroup array 'stage' \(line \d+\), 512 bytes long",
+        ROTATE,
+        "stage[(t + 1) % size]",
+        "((threadgroup float*)stage)[t + 1]",
+        r"out of bounds: read of 4 bytes that begin at the end of threadgroup array 'stage' \(line \d+\), 512 b",
     ),
     "private array": Case(PRIVATE, "j < n", "j <= n", "out of bounds: index 5 of an array of type", n=5),
     "uninitialised threadgroup memory": Case(
-        ROW_SUM, "if (lane == 0) parts", "if (lane == 0 && simdgroup != 2) parts",
-        r"uninitialised: read of bytes 8-11 of threadgroup array 'parts'", **TWO_ROWS,
+        ROW_SUM,
+        "if (lane == 0) parts",
+        "if (lane == 0 && simdgroup != 2) parts",
+        r"uninitialised: read of bytes 8-11 of threadgroup array 'parts'",
+        **TWO_ROWS,
     ),
     "divergent simd_sum": Case(
-        BRANCH, "sum += 1;", "sum += simd_sum(1.0f);",
+        BRANCH,
+        "sum += 1;",
+        "sum += simd_sum(1.0f);",
         r"divergence: simd_sum at line {old} is reached by lanes 0-15 of simdgroup 0 .* lanes 16-31 wait at "
-        r"threadgroup_barrier at line", threads=128, x=128, y=128,
+        r"threadgroup_barrier at line",
+        threads=128,
+        x=128,
+        y=128,
     ),
     "divergent simdgroup barrier": Case(
-        BRANCH, "sum += 1;", "simdgroup_barrier(mem_flags::mem_none);",
-        "divergence: simdgroup_barrier at line {old} is reached by lanes 0-15", threads=128, x=128, y=128,
+        BRANCH,
+        "sum += 1;",
+        "simdgroup_barrier(mem_flags::mem_none);",
+        "divergence: simdgroup_barrier at line {old} is reached by lanes 0-15",
+        threads=128,
+        x=128,
+        y=128,
     ),
     "lanes that returned": Case(
-        BRANCH, "float sum = simd_sum(x[t]);", "if (lane > 20) return; float sum = simd_sum(x[t]);",
-        "divergence: simd_sum at line {old} is reached by lanes 0-20.*lanes 21-31 have returned", threads=128, x=128, y=128,
+        BRANCH,
+        "float sum = simd_sum(x[t]);",
+        "if (lane > 20) return; float sum = simd_sum(x[t]);",
+        "divergence: simd_sum at line {old} is reached by lanes 0-20.*lanes 21-31 have returned",
+        threads=128,
+        x=128,
+        y=128,
     ),
     "barrier that some threads never reach": Case(
-        BRANCH, "if (lane < 16) sum += 1;", "if (t >= 64) return;",
+        BRANCH,
+        "if (lane < 16) sum += 1;",
+        "if (t >= 64) return;",
         "divergence: threadgroup_barrier at line .* can never be completed.* 0-63 wait at it and 64-127 have returned",
-        threads=128, x=128, y=128,
+        threads=128,
+        x=128,
+        y=128,
     ),
     "different barriers": Case(
-        BRANCH, "if (lane < 16) sum += 1;",
+        BRANCH,
+        "if (lane < 16) sum += 1;",
         "if (t < 64) { threadgroup_barrier(mem_flags::mem_threadgroup); y[t] = sum; return; }",
-        "divergence: the threads of threadgroup .* meet at different barriers: threads 0-63 at line {old}, threads 64-127",
-        threads=128, x=128, y=128,
+        "divergence: the threads of threadgroup .* meet at different barriers: threads 0-63 at line {old}, ",
+        threads=128,
+        x=128,
+        y=128,
     ),
-    "division by zero": Case(PRIVATE, "window[j] = x[i] + j", "window[j] = x[i] + int(i) / int(n - 5)",
-                             "fault: integer division by zero by thread", n=5),
-}  # fmt: skip
+    "division by zero": Case(
+        PRIVATE,
+        "window[j] = x[i] + j",
+        "window[j] = x[i] + int(i) / int(n - 5)",
+        "fault: integer division by zero by thread",
+        n=5,
+    ),
+}
 HEADER = "#include <metal_stdlib>\nusing namespace metal;\n"
 
 
