@@ -21,7 +21,7 @@ SIMT_INLINE float scale_by_powers(float value, int32_t n, int32_t m) {
 // Rounds to the nearest integer, for |x| < 2^22: the sum has no room for a fraction.
 constexpr float kRound = 0x1.8p23f;
 
-// 2^x to within one unit in the last place.
+// 2^x and e^x, wrong by at most 1.2 units in the last place.
 SIMT_INLINE float exp2(float x) {
     count_exponential();
     x = x > 129.0f ? 129.0f : x;  // written so that a NaN passes
@@ -29,13 +29,13 @@ SIMT_INLINE float exp2(float x) {
     const float shifted = x + kRound;
     const int32_t n = static_cast<int32_t>(float_bits(shifted) - float_bits(kRound));
     const float f = x - (shifted - kRound);  // in [-1/2, 1/2], exact
-    // 2^f - 1 over f: minimax, with the constant term last so that it is added to a small number.
-    float p = 0x1.430912p-13f;
-    p = p * f + 0x1.5d87fep-10f;
-    p = p * f + 0x1.3b2c9cp-7f;
-    p = p * f + 0x1.c6b08ep-5f;
-    p = p * f + 0x1.ebfbe0p-3f;
-    p = p * f + 0x1.62e430p-1f;
+    // (2^f - 1) / f in minimax.
+    float p = 0x1.446ca6p-13f;
+    p = p * f + 0x1.5f08bep-10f;
+    p = p * f + 0x1.3b29e4p-7f;
+    p = p * f + 0x1.c6af6cp-5f;
+    p = p * f + 0x1.ebfbep-3f;
+    p = p * f + 0x1.62e43p-1f;
     p = p * f + 1.0f;
     return scale_by_powers(p, n >> 1, n - (n >> 1));
 }
@@ -49,11 +49,12 @@ SIMT_INLINE float exp(float x) {
     const float whole = shifted - kRound;
     // ln 2 in two parts, of which the first times `whole` is exact.
     const float r = (x - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;
-    float p = 0x1.6850e4p-10f;
-    p = p * r + 0x1.123bccp-7f;
-    p = p * r + 0x1.555b98p-5f;
-    p = p * r + 0x1.55548ep-3f;
-    p = p * r + 0x1.fffff8p-2f;
+    // (e^r - 1 - r) / r^2 in minimax.
+    float p = 0x1.6d7572p-10f;
+    p = p * r + 0x1.120b8ep-7f;
+    p = p * r + 0x1.5554b8p-5f;
+    p = p * r + 0x1.5554dcp-3f;
+    p = p * r + 0x1p-1f;
     p = p * (r * r) + r + 1.0f;
     return scale_by_powers(p, n >> 1, n - (n >> 1));
 }

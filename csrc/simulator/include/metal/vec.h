@@ -65,26 +65,26 @@ struct SwizzleTarget {
 #undef SIMT_COMPOUND
 };
 
-// Components by name and by index; a vector of 3 is stored like one of 4.
-template <class T, int N>
+// Components by name and by index, aligned to kAlignment elements.
+template <class T, int N, int kAlignment>
 struct Components;
 
-#define SIMT_COMPONENTS(N, names, colours, initialiser, list) \
-    template <class T>                                        \
-    struct alignas((N == 2 ? 2 : 4) * sizeof(T)) Components<T, N> { \
-        union {                                               \
-            T data[N];                                        \
-            struct {                                          \
-                T names;                                      \
-            };                                                \
-            struct {                                          \
-                T colours;                                    \
-            };                                                \
-        };                                                    \
-        Components() = default;                               \
-        SIMT_INLINE constexpr Components list : initialiser {} \
-    };
 #define SIMT_LIST(...) __VA_ARGS__
+#define SIMT_COMPONENTS(N, names, colours, initialiser, list)        \
+    template <class T, int kAlignment>                               \
+    struct alignas(kAlignment * sizeof(T)) Components<T, N, kAlignment> { \
+        union {                                                      \
+            T data[N];                                               \
+            struct {                                                 \
+                T names;                                             \
+            };                                                       \
+            struct {                                                 \
+                T colours;                                           \
+            };                                                       \
+        };                                                           \
+        Components() = default;                                      \
+        SIMT_INLINE constexpr Components list : initialiser {}       \
+    };
 SIMT_COMPONENTS(2, SIMT_LIST(x, y), SIMT_LIST(r, g), SIMT_LIST(x(a), y(b)), (T a, T b))
 SIMT_COMPONENTS(3, SIMT_LIST(x, y, z), SIMT_LIST(r, g, b), SIMT_LIST(x(a), y(b), z(c)), (T a, T b, T c))
 SIMT_COMPONENTS(4, SIMT_LIST(x, y, z, w), SIMT_LIST(r, g, b, a), SIMT_LIST(x(a), y(b), z(c), w(d)), (T a, T b, T c, T d))
@@ -96,10 +96,10 @@ SIMT_COMPONENTS(4, SIMT_LIST(x, y, z, w), SIMT_LIST(r, g, b, a), SIMT_LIST(x(a),
 namespace metal {
 
 template <class T, int N>
-struct vec : simt::Components<T, N> {
+struct vec : simt::Components<T, N, N == 2 ? 2 : 4> {
     static_assert(N >= 2 && N <= 4, "vectors have 2, 3 or 4 elements");
     using element = T;
-    using Base = simt::Components<T, N>;
+    using Base = simt::Components<T, N, N == 2 ? 2 : 4>;
 
     vec() = default;
 
@@ -199,27 +199,26 @@ struct vec : simt::Components<T, N> {
     SIMT_INLINE constexpr vec& operator--() { return *this = *this - T(1); }
 };
 
-// A vector without padding, aligned like its elements.
+// A vector without padding, aligned like its elements. It computes as a vector.
 template <class T, int N>
-struct packed_vec {
+struct packed_vec : simt::Components<T, N, 1> {
     using element = T;
     static constexpr int width_of_vector = N;
-    T data[N];
 
     packed_vec() = default;
-    SIMT_INLINE constexpr packed_vec(vec<T, N> value) : data{} {
-        for (int i = 0; i < N; ++i) data[i] = value[i];
+    SIMT_INLINE constexpr packed_vec(vec<T, N> value) {
+        for (int i = 0; i < N; ++i) this->data[i] = value[i];
     }
     template <class... A, enable_if_t<(sizeof...(A) > 1), int> = 0>
     SIMT_INLINE constexpr packed_vec(A... parts) : packed_vec(vec<T, N>(parts...)) {}
     template <class U, enable_if_t<is_arithmetic_v<U>, int> = 0>
-    SIMT_INLINE constexpr explicit packed_vec(U value) : packed_vec(vec<T, N>(value)) {}
+    SIMT_INLINE constexpr packed_vec(U value) : packed_vec(vec<T, N>(value)) {}
 
-    SIMT_INLINE constexpr const T& operator[](int i) const { return data[i]; }
-    SIMT_INLINE constexpr T& operator[](int i) { return data[i]; }
+    SIMT_INLINE constexpr const T& operator[](int i) const { return this->data[i]; }
+    SIMT_INLINE constexpr T& operator[](int i) { return this->data[i]; }
     template <int... I>
     SIMT_INLINE constexpr vec<T, sizeof...(I)> swizzle() const {
-        return vec<T, sizeof...(I)>(data[I]...);
+        return vec<T, sizeof...(I)>(this->data[I]...);
     }
     template <int... I>
     SIMT_INLINE constexpr simt::SwizzleTarget<packed_vec, I...> swizzle_target() {
