@@ -3,7 +3,11 @@
 The simulator's own compilers erase address spaces and accept all of C++, so a kernel may run there and fail to
 compile on a Mac. Here clang reads it in C++ for OpenCL 2021, where ``device``, ``threadgroup``, ``constant`` and
 ``thread`` are real and not convertible into each other, and its syntax tree is searched for the rest: pointers without
-an address space, recursion, mutable globals, kernels' parameters. Needs libclang, the optional extra ``check``.
+an address space, mutable globals, kernels' parameters. Needs libclang, the optional extra ``check``.
+
+The language is Metal 3.1. In two points this is stricter than Apple's compiler, which has taken recursion in compute
+kernels and pointers to functions for some versions: neither is accepted here. It knows no textures, no ray tracing and
+no Metal 4 tensors, and does not know what is said of implicit conversions from float to bfloat.
 """
 
 from __future__ import annotations
