@@ -22,7 +22,7 @@ from . import source
 if TYPE_CHECKING:
     from .runtime.base import Runtime
 
-__all__ = ["BoundLaunch", "Capabilities", "Launch", "ParamStruct", "bind", "dry_run", "empty_like", "new_empty"]
+__all__ = ["BoundLaunch", "Capabilities", "Launch", "ParamStruct", "bind", "dry_run", "empty", "empty_like"]
 
 #: The most bytes of parameters that Metal's ``setBytes`` takes.
 MAX_PARAM_BYTES = 4096
@@ -106,9 +106,9 @@ def empty_like(tensor: Tensor, runtime: Runtime) -> Tensor:
     return output.fill_(torch.nan) if runtime.is_checking() else output
 
 
-def new_empty(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, runtime: Runtime) -> Tensor:
-    """``tensor.new_empty``, filled with NaN while the runtime checks."""
-    output = torch.empty(shape, dtype=dtype, device=tensor.device)
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, runtime: Runtime) -> Tensor:
+    """``torch.empty``, filled with NaN while the runtime checks."""
+    output = torch.empty(shape, dtype=dtype, device=device)
     return output.fill_(torch.nan) if runtime.is_checking() else output
 
 

@@ -48,4 +48,4 @@ def for_device(device_type: str) -> Runtime:
     if name not in choices:
         raise ValueError(f"{RUNTIME_VARIABLE}={name!r} does not run {device_type!r} tensors; accepted: {list(choices)}")
     runtime: Any = importlib.import_module(f"{__package__}.{name}")
-    return runtime  # type: ignore[no-any-return]
+    return runtime

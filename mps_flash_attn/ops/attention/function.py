@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from ... import launch
-from ...runtime.base import Runtime, for_device
+from ...runtime.base import for_device
 from . import plan
 
 __all__ = ["Causal", "attention_backward", "attention_forward"]
 
 _ForwardCall = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor]"]
+_BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunch]
 
 #: Prepared calls by everything that shapes them; emptied when full, since a plan is cheap to make again.
 _MOST_CALLS = 4096
 _forward_calls: dict[Any, _ForwardCall] = {}
-_backward_calls: dict[Any, tuple[Runtime, launch.BoundLaunch | None, launch.BoundLaunch, launch.BoundLaunch]] = {}
+_backward_calls: dict[Any, _BackwardCalls] = {}
 
 
 class Causal(enum.IntEnum):
@@ -43,9 +44,7 @@ def lse_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _address(tensor: Tensor) -> int:
     """Where the tensor starts, modulo the 16 bytes that a lane moves at once. An MPS buffer itself is aligned."""
-    if tensor.device.type == "mps":
-        return tensor.storage_offset() * tensor.element_size() % 16
-    return tensor.data_ptr() % 16
+    return (int(tensor.storage_offset()) * tensor.element_size() if tensor.is_mps else tensor.data_ptr()) % 16
 
 
 def _layout(name: str, tensor: Tensor) -> plan.Layout:
@@ -104,11 +103,8 @@ def _problem(
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), _address(tensor)
-
-
-def _mask_geometry(mask: Tensor | None) -> tuple[Any, ...] | None:
-    return None if mask is None else (mask.dtype, mask.shape, mask.stride())
+    """All of a tensor that a prepared call depends on."""
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), _address(tensor)
 
 
 def _prepare_forward(
@@ -116,12 +112,13 @@ def _prepare_forward(
 ) -> _ForwardCall:
     runtime = for_device(query.device.type)
     problem = _problem(query, key, value, attn_mask, scale, causal, out=torch.empty_like(query))
-    dtype, nothing_to_do, no_keys = lse_dtype(query.dtype), query.numel() == 0, key.numel() == 0
+    lse_shape, dtype, device = tuple(query.shape[:3]), lse_dtype(query.dtype), query.device
+    nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0
     bound = launch.bind(plan.forward(problem, runtime.CAPABILITIES), runtime)
 
     def call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         out = launch.empty_like(query, runtime)
-        lse = launch.new_empty(query, query.shape[:3], dtype, runtime)
+        lse = launch.empty(lse_shape, dtype, device, runtime)
         if no_keys:
             return out.zero_(), lse.fill_(-torch.inf)
         if not nothing_to_do:
@@ -157,8 +154,8 @@ def attention_forward(
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
         UnsupportedError: a problem that no plan serves.
     """
-    tensors = (query.device.type, query.dtype, _geometry(query), key.dtype, _geometry(key), value.dtype)
-    problem = (*tensors, _geometry(value), _mask_geometry(attn_mask), scale, causal)
+    mask = None if attn_mask is None else _geometry(attn_mask)
+    problem = (_geometry(query), _geometry(key), _geometry(value), mask, scale, causal)
     call = _forward_calls.get(problem)
     if call is None:
         call = _prepare_forward(query, key, value, attn_mask, scale, causal)
@@ -205,18 +202,17 @@ def attention_backward(
 
     tensors = {"out": out, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
     inputs = (query, key, value, *tensors.values())
-    geometry = tuple((x.device.type, x.dtype, *_geometry(x)) for x in inputs)
-    problem = (geometry, _mask_geometry(attn_mask), scale, causal, grad_lse is None)
+    masks = () if attn_mask is None else (attn_mask,)
+    problem = (tuple(map(_geometry, (*inputs, *masks))), scale, causal, grad_lse is None)
     calls = _backward_calls.get(problem)
     if calls is None:
-        launches = plan.backward(
-            _problem(query, key, value, attn_mask, scale, causal, **tensors), runtime.CAPABILITIES, grad_lse is not None
-        )
-        calls = tuple(launch.bind(each, runtime) for each in launches)
+        described = _problem(query, key, value, attn_mask, scale, causal, **tensors)
+        on_delta, on_dq, on_dkv = plan.backward(described, runtime.CAPABILITIES, grad_lse is not None)
+        calls = launch.bind(on_delta, runtime), launch.bind(on_dq, runtime), launch.bind(on_dkv, runtime)
         _remember(_backward_calls, problem, calls)
 
     run_delta, run_dq, run_dkv = calls
-    delta = launch.new_empty(lse, lse.shape, lse.dtype, runtime)
+    delta = launch.empty_like(lse, runtime)
     mask = query if attn_mask is None else attn_mask
     run_delta(out, grad_out, lse if grad_lse is None else grad_lse, delta)
     run_dq(query, key, value, mask, grad_out, lse, delta, dq)
