@@ -1,8 +1,10 @@
 // The extension module mps_flash_attn._C: the only file that knows Python.
 #include <dlfcn.h>
-#include <link.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#if defined(__linux__)
+#include <link.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -44,15 +46,17 @@ class Library {
     }
 
     simt::LibraryRange range() const {
-        link_map* map = nullptr;
-        dlinfo(handle_, RTLD_DI_LINKMAP, &map);
-        simt::LibraryRange range{map->l_addr, map->l_addr, map->l_addr};
+        Dl_info info;
+        dladdr(dlsym(handle_, "simt_abi"), &info);
+        const auto base = reinterpret_cast<uintptr_t>(info.dli_fbase);
+#if defined(__linux__)
+        simt::LibraryRange range{base, base, base};
         dl_iterate_phdr(
-            [](dl_phdr_info* info, std::size_t, void* result) {
+            [](dl_phdr_info* library, std::size_t, void* result) {
                 auto& found = *static_cast<simt::LibraryRange*>(result);
-                if (info->dlpi_addr != found.base) return 0;
-                for (int i = 0; i < info->dlpi_phnum; ++i) {
-                    const auto& segment = info->dlpi_phdr[i];
+                if (library->dlpi_addr != found.base) return 0;
+                for (int i = 0; i < library->dlpi_phnum; ++i) {
+                    const auto& segment = library->dlpi_phdr[i];
                     if (segment.p_type != PT_LOAD) continue;
                     found.end = std::max<uintptr_t>(found.end, found.base + segment.p_vaddr + segment.p_memsz);
                 }
@@ -60,11 +64,17 @@ class Library {
             },
             &range);
         return range;
+#else
+        return {base, base, base + kLargestLibrary};
+#endif
     }
 
     const std::string& path() const { return path_; }
 
   private:
+#if !defined(__linux__)
+    static constexpr uintptr_t kLargestLibrary = uintptr_t{1} << 24;  // bytes that a library is taken to span
+#endif
     std::string path_;
     void* handle_;
 };
@@ -73,12 +83,13 @@ simt::Size to_size(const py::tuple& values) {
     return {values[0].cast<uint32_t>(), values[1].cast<uint32_t>(), values[2].cast<uint32_t>()};
 }
 
-// A buffer as Python describes it: (name, address or bytes, bytes, bytes of an element, whether constant).
+// A buffer as Python describes it: the fields of simt::Buffer, bytes in the place of an address to pass them by value.
 simt::Buffer to_buffer(const py::tuple& fields) {
     const py::handle place = fields[1];
     void* const address = PyBytes_Check(place.ptr()) ? PyBytes_AS_STRING(place.ptr()) : PyLong_AsVoidPtr(place.ptr());
-    return {fields[0].cast<std::string>(), address, fields[2].cast<std::size_t>(), fields[3].cast<uint32_t>(),
-            fields[4].cast<bool>()};
+    return {fields[0].cast<std::string>(), address,
+            fields[2].cast<std::size_t>(), fields[3].cast<uint32_t>(),
+            fields[4].cast<bool>(),        fields[5].cast<std::string>()};
 }
 
 // An argument as Python describes it: (buffer, the buffers that it holds the addresses of).

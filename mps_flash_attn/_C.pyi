@@ -6,7 +6,7 @@ MAX_BUFFERS: int
 MAX_THREADS: int
 LANES: int
 
-_Memory = tuple[str, int | bytes, int, int, bool]
+_Memory = tuple[str, int | bytes, int, int, bool, bytes]
 _Argument = tuple[_Memory, tuple[_Memory, ...]]
 
 class Library:

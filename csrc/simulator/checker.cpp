@@ -264,6 +264,12 @@ std::optional<std::string> Checker::access(const Thread& thread, const Threadgro
     }
     if (last_region_ < regions.size()) {
         const Region& region = regions[last_region_];
+        if (!region.owns(byte, bytes)) {
+            return std::string("out of bounds: ") + verb(kind) + " of " +
+                   describe_range(static_cast<std::size_t>(byte - region.begin()), bytes) +
+                   ", which lie between the elements of " + region.name() + ", by " + describe_thread(thread) + " at " +
+                   describe_place(place(pc));
+        }
         const Stamp now = stamp(thread, kind, pc, &Epochs::device);
         const auto conflict =
             device_shadows_[last_region_]->access(static_cast<std::size_t>(byte - region.begin()), bytes, kind, now);

@@ -14,8 +14,8 @@ constexpr std::size_t kAlignment = 64;
 
 }  // namespace
 
-Region::Region(std::string name, char* source, std::size_t bytes, uint32_t element, bool is_constant)
-    : name_(std::move(name)), source_(source), bytes_(bytes), element_(element), is_constant_(is_constant) {
+Region::Region(char* source, std::size_t bytes)
+    : source_(source), bytes_(bytes), element_(UINT32_MAX), is_constant_(true), owned_(bytes, 0) {
     const std::size_t room = round_up(bytes + kAlignment, page_size());
     memory_ = std::make_unique<Reservation>(kGapBytes + room + kGapBytes, page_size());
     memory_->forbid(0, kGapBytes);
@@ -23,6 +23,20 @@ Region::Region(std::string name, char* source, std::size_t bytes, uint32_t eleme
     // As close to the far gap as alignment allows.
     char* const latest = memory_->begin() + kGapBytes + room - bytes;
     begin_ = latest - (reinterpret_cast<uintptr_t>(latest) - reinterpret_cast<uintptr_t>(source)) % kAlignment;
+}
+
+void Region::add_buffer(const Buffer& buffer) {
+    name_ += (name_.empty() ? "" : " = ") + buffer.name;
+    element_ = std::min(element_, buffer.element);
+    is_constant_ = is_constant_ && buffer.is_constant;
+    const auto begin = static_cast<std::size_t>(static_cast<char*>(buffer.address) - source_);
+    for (std::size_t i = 0; i < buffer.bytes; ++i) {
+        if (buffer.elements.empty() || buffer.elements[i / buffer.element] != 0) owned_[begin + i] = 1;
+    }
+}
+
+bool Region::owns(const char* address, std::size_t bytes) const {
+    return std::memchr(owned_.data() + (address - begin_), 0, bytes) == nullptr;
 }
 
 bool Region::is_nearest(const char* address) const {
@@ -52,19 +66,14 @@ GuardedMemory::GuardedMemory(std::vector<Buffer> buffers) : region_of_(buffers.s
             end = std::max(end, begin_of(order[last]) + buffers_[order[last]].bytes);
             ++last;
         }
-        std::string name;
-        uint32_t element = buffers_[order[first]].element;
-        bool is_constant = true;
+        Region& region = regions_.emplace_back(begin, static_cast<std::size_t>(end - begin));
+        // In the order of the arguments.
         std::sort(order.begin() + static_cast<std::ptrdiff_t>(first),
                   order.begin() + static_cast<std::ptrdiff_t>(last));
         for (std::size_t i = first; i < last; ++i) {
-            const Buffer& buffer = buffers_[order[i]];
-            name += (name.empty() ? "" : " = ") + buffer.name;
-            element = std::min(element, buffer.element);
-            is_constant = is_constant && buffer.is_constant;
-            region_of_[order[i]] = regions_.size();
+            region.add_buffer(buffers_[order[i]]);
+            region_of_[order[i]] = regions_.size() - 1;
         }
-        regions_.emplace_back(std::move(name), begin, static_cast<std::size_t>(end - begin), element, is_constant);
         first = last;
     }
 }

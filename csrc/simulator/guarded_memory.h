@@ -18,12 +18,15 @@ struct Buffer {
     std::size_t bytes;
     uint32_t element;  // bytes of one element
     bool is_constant;  // passed by value or in the constant address space
+    // One character for each element between the first and the last, 0 for those that lie in between but are no part
+    // of the tensor. Empty when all are.
+    std::string elements;
 };
 
 // A stretch of memory with all the buffers that overlap in it.
 class Region {
   public:
-    Region(std::string name, char* source, std::size_t bytes, uint32_t element, bool is_constant);
+    Region(char* source, std::size_t bytes);
 
     const std::string& name() const { return name_; }
     char* begin() const { return begin_; }
@@ -34,10 +37,13 @@ class Region {
     bool contains(const char* address, std::size_t bytes) const {
         return address >= begin_ && bytes <= bytes_ && address - begin_ <= static_cast<std::ptrdiff_t>(bytes_ - bytes);
     }
+    // Whether all of some bytes inside of the region belong to a buffer.
+    bool owns(const char* address, std::size_t bytes) const;
     // Whether an address outside of the region belongs to the gaps around it.
     bool is_nearest(const char* address) const;
 
     void* translate(const void* original) const { return begin_ + (static_cast<const char*>(original) - source_); }
+    void add_buffer(const Buffer& buffer);
     void copy_in();
     void copy_out() const;
 
@@ -47,6 +53,7 @@ class Region {
     std::size_t bytes_;
     uint32_t element_;
     bool is_constant_;
+    std::string owned_;  // one character a byte: 1 for those that belong to a buffer
     std::unique_ptr<Reservation> memory_;
     char* begin_;
 };

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mps_flash_attn import KernelCheckError
 from mps_flash_attn.runtime import simulator
+from mps_flash_attn.runtime.simulator.pytest_plugin import simulator_check  # noqa: F401
 
 # Each thread hands its element to the next thread of the threadgroup, through threadgroup memory.
 ROTATE = """
@@ -319,6 +320,33 @@ def test_a_strided_tensor_is_checked_to_its_last_element() -> None:
             kernel.copy(x[:-1], y, 10, threads=16)
 
 
+@pytest.mark.parametrize("access", ["y[i * 8 + 5] = 1;", "y[i * 8] = 1; y[1] += y[i * 8 + 5];"])
+def test_what_lies_between_the_elements_of_a_tensor_is_not_its_memory(access: str) -> None:
+    kernel = simulator.compile_shader(
+        f"{HEADER}kernel void touch(device float* y, uint i [[thread_position_in_grid]]) {{ {access} }}"
+    )
+    with (
+        pytest.raises(KernelCheckError, match=r"bytes 20-23, which lie between the elements of buffer 0 \('y'\)"),
+        simulator.check(),
+    ):
+        kernel.touch(torch.zeros(4, 8)[:, :5], threads=1)
+
+
+def test_what_lies_between_the_elements_of_one_tensor_may_be_anothers() -> None:
+    kernel = simulator.compile_shader(
+        HEADER
+        + """kernel void swap(device float* x, device float* y, uint i [[thread_position_in_grid]]) {
+                 const float old = x[i * 8];
+                 x[i * 8] = y[i * 8];
+                 y[i * 8] = old;
+             }"""
+    )
+    memory = torch.arange(32.0).view(4, 8)
+    with simulator.check():
+        kernel.swap(memory[:, 0], memory[:, 4].expand(2, 4), threads=4)
+    assert memory[:, 0].tolist() == [4.0, 12.0, 20.0, 28.0]
+
+
 def test_lists_of_tensors_are_checked_too() -> None:
     kernel = simulator.compile_shader(
         HEADER
@@ -351,7 +379,7 @@ def test_is_checking_is_of_the_calling_thread_and_nests() -> None:
     assert not simulator.is_checking()
 
 
-def test_fixture_checks_a_whole_test(simulator_check: None) -> None:
+def test_fixture_checks_a_whole_test(simulator_check: None) -> None:  # noqa: F811
     assert simulator.is_checking()
     with pytest.raises(KernelCheckError):
         Case(ROTATE, "", "", "").run(HEADER + ROTATE.replace("[(t + 1) % size]", "[t + 1]"))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mps_flash_attn import KernelCompileError
+from mps_flash_attn import KernelCompileError, KernelLaunchError
 from mps_flash_attn.runtime import simulator
 
 HEADER = "#include <metal_stdlib>\nusing namespace metal;\n"
@@ -166,6 +166,19 @@ def test_threads_are_needed_without_a_tensor() -> None:
     kernel(1, threads=4)
     with pytest.raises(ValueError, match="threads is needed, as no argument is a tensor"):
         kernel(1)
+
+
+def test_metal_has_31_buffers() -> None:
+    lib = simulator.compile_shader(
+        HEADER
+        + """kernel void most(device float* x [[buffer(30)]]) { x[0] = 1; }
+             kernel void more(device float* x [[buffer(31)]]) { x[0] = 1; }"""
+    )
+    x = torch.zeros(1)
+    lib.most(*[0] * 30, x, threads=1)
+    assert x == 1
+    with pytest.raises(KernelLaunchError, match=r"kernel 'more' uses \[\[buffer\(31\)\]\]; Metal has buffers 0 to 30"):
+        lib.more  # noqa: B018
 
 
 def test_text_must_be_text() -> None:

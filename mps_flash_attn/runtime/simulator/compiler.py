@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ _COMMON_FLAGS = (
     "-w",
     "-fstack-clash-protection",
 )
+# A library's own memcpy is to be called from it, though the process has another: a Mac's linker does so by itself.
+_LINK_FLAGS = () if sys.platform == "darwin" else ("-Wl,-Bsymbolic",)
 _FAST_FLAGS = ("-O3",)
 # Only the instrumentation of the sanitizers is used: simt_checked.h answers its calls.
 _CHECKED_FLAGS = ("-O1", "-g", "-DSIMT_CHECKED", "-include", "simt_checked.h", "-fsanitize=thread")
@@ -101,7 +104,7 @@ class Compiler:
             # Linked apart, because with -fsanitize the linker would be given the sanitizers' own runtimes.
             for arguments in (
                 ["-c", *self.flags(variant), f"-I{INCLUDE}", "-x", "c++", "-", "-o", unit],
-                ["-shared", "-Wl,-Bsymbolic", unit, "-o", library],
+                ["-shared", *_LINK_FLAGS, unit, "-o", library],
             ):
                 result = self.run(arguments, text=text)
                 if result.returncode != 0:

@@ -145,14 +145,14 @@ class Kernel:
     thread_execution_width: int = _C.LANES
 
     def __init__(self, library: ShaderLibrary, info: KernelInfo) -> None:
-        if len(info.buffers) > _C.MAX_BUFFERS:
-            raise KernelLaunchError(
-                f"kernel {info.name!r} takes {len(info.buffers)} buffers; Metal has {_C.MAX_BUFFERS}"
-            )
         self._library = library
         self._info = info
         self._buffers = {buffer.index: buffer for buffer in info.buffers}
         self._arity = max(self._buffers, default=-1) + 1
+        if self._arity > _C.MAX_BUFFERS:
+            raise KernelLaunchError(
+                f"kernel {info.name!r} uses [[buffer({self._arity - 1})]]; Metal has buffers 0 to {_C.MAX_BUFFERS - 1}"
+            )
         self._builds: dict[Variant, _C.Kernel] = {}
 
     def __repr__(self) -> str:
@@ -234,8 +234,7 @@ class Kernel:
         is_constant = buffer is not None and buffer.address_space == "constant"
         if isinstance(arg, Tensor) and arg.is_cpu:
             return observe.describe_tensor(name, arg, is_constant), ()
-        data = self._pack(position, arg, casts)
-        by_value = (name, data, len(data), 1, True)
+        by_value = observe.describe_number(name, self._pack(position, arg, casts))
         if not isinstance(arg, (list, tuple)) or not isinstance(arg[0], Tensor):
             return by_value, ()
         return by_value, tuple(

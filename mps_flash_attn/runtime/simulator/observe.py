@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ... import _C
 
-__all__ = ["Argument", "Launch", "Memory", "Observer", "current", "describe_tensor", "observing"]
+__all__ = ["Argument", "Launch", "Memory", "Observer", "current", "describe_number", "describe_tensor", "observing"]
 
-Memory = tuple[str, int | bytes, int, int, bool]
-"""Name, address (or bytes that are passed by value), length in bytes, bytes of an element, whether constant."""
+
+class Memory(NamedTuple):
+    """Memory that an argument leads to.
+
+    Attributes:
+        name: of the argument, for messages.
+        place: its address, or the bytes themselves when they are passed by value.
+        length: in bytes.
+        element: bytes of one element.
+        is_constant: whether the kernel sees it in the constant address space.
+        elements: one byte for each element from the first to the last, 0 for those that are not part of the argument;
+            nothing when all are.
+    """
+
+    name: str
+    place: int | bytes
+    length: int
+    element: int
+    is_constant: bool
+    elements: bytes = b""
+
 
 Argument = tuple[Memory, tuple[Memory, ...]]
 """What fills a buffer and, when that holds addresses, what these lead to."""
@@ -73,9 +94,21 @@ def observing(observer: Observer) -> Iterator[None]:
         _thread.observer = outer
 
 
+def describe_number(name: str, data: bytes) -> Memory:
+    """An argument that is passed by value."""
+    return Memory(name, data, len(data), 1, True)
+
+
 def describe_tensor(name: str, tensor: Tensor, is_constant: bool) -> Memory:
-    """The memory between a tensor's first and last element."""
-    span = 0
+    """The memory from a tensor's first to its last element."""
+    span, elements = 0, b""
     if tensor.numel() > 0:
-        span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return name, tensor.data_ptr(), span * tensor.element_size(), tensor.element_size(), is_constant
+        # A dimension of stride 0 visits the same elements again.
+        shape = [size if stride > 0 else 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+        span = 1 + sum((size - 1) * stride for size, stride in zip(shape, tensor.stride(), strict=True))
+        if span > math.prod(shape):
+            mask = torch.zeros(span, dtype=torch.uint8)
+            mask.as_strided(shape, tensor.stride()).fill_(1)
+            elements = mask.numpy().tobytes()
+    size = tensor.element_size()
+    return Memory(name, tensor.data_ptr(), span * size, size, is_constant, elements)
