@@ -5,7 +5,7 @@
 
 #include "../simt.h"
 #include "exponential.h"
-#include "vec.h"
+#include "relational.h"
 
 namespace metal {
 
@@ -97,8 +97,8 @@ SIMT_BUILTIN_2(hypot)
 SIMT_BUILTIN_2(copysign)
 SIMT_BUILTIN_2(nextafter)
 SIMT_BUILTIN_2(fdim)
-SIMT_MATH_2(fmax, x > y || y != y ? x : y, x > y || y != y ? x : y)
-SIMT_MATH_2(fmin, x < y || y != y ? x : y, x < y || y != y ? x : y)
+SIMT_MATH_2(fmax, metal::max(x, y), metal::max(x, y))
+SIMT_MATH_2(fmin, metal::min(x, y), metal::min(x, y))
 SIMT_MATH_2(step, y < x ? 0.0f : 1.0f, y < x ? 0.0 : 1.0)
 SIMT_MATH_2(divide, x / y, x / y)
 #undef SIMT_BUILTIN_2

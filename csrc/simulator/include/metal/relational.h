@@ -54,18 +54,20 @@ template <class A, class B>
 using same_or_common_t = typename conditional_t<is_same_v<A, B>, std::common_type<A>, std::enable_if<true, common_t<A, B>>>::type;
 }  // namespace detail
 
-// Of numbers and NaN, the number.
+// Of a number and a NaN, the number. Two selections, of which CPUs have the first as an instruction; nobody predicts it.
 template <class A, class B, enable_if_t<is_arithmetic_v<A> && is_arithmetic_v<B>, int> = 0>
 SIMT_INLINE constexpr auto max(A a, B b) {
     using T = detail::same_or_common_t<A, B>;
-    const T x = static_cast<T>(a), y = static_cast<T>(b);
-    return x < y || x != x ? y : x;
+    const auto x = simt::widen(static_cast<T>(a)), y = simt::widen(static_cast<T>(b));
+    const auto greater = x > y ? x : y;
+    return simt::narrow<T>(y == y ? greater : x);
 }
 template <class A, class B, enable_if_t<is_arithmetic_v<A> && is_arithmetic_v<B>, int> = 0>
 SIMT_INLINE constexpr auto min(A a, B b) {
     using T = detail::same_or_common_t<A, B>;
-    const T x = static_cast<T>(a), y = static_cast<T>(b);
-    return y < x || x != x ? y : x;
+    const auto x = simt::widen(static_cast<T>(a)), y = simt::widen(static_cast<T>(b));
+    const auto less = x < y ? x : y;
+    return simt::narrow<T>(y == y ? less : x);
 }
 #define SIMT_ELEMENTWISE_2(name)                                                                  \
     template <class T, int N>                                                                     \
