@@ -7,8 +7,8 @@ from torch import Tensor
 
 __all__ = ["assert_accurate", "error"]
 
-#: The floor, relative to the largest magnitude of the reference: sums of some hundred terms kept in float32 (float64 for
-#: float64), in units of that epsilon, and one rounding to the dtype of the result.
+#: The floor, relative to the largest magnitude of the reference: sums of some hundred terms kept in float32 (float64
+#: for float64), in units of that epsilon, and one rounding to the dtype of the result.
 _ACCUMULATED_EPSILONS = 16
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import sys
 import time
@@ -13,10 +15,9 @@ import pytest
 import torch
 from torch.utils._cpp_embed_headers import _embed_headers
 
-from mps_flash_attn import source
+from mps_flash_attn import ops, source
 from mps_flash_attn.errors import CompilerNotFoundError, KernelCompileError
-from mps_flash_attn.launch import Capabilities, Launch
-from mps_flash_attn.ops.attention import plan
+from mps_flash_attn.launch import Launch
 from mps_flash_attn.runtime.simulator import strict
 from mps_flash_attn.runtime.simulator.tokens import Kind, following, tokenize
 
@@ -506,41 +507,19 @@ def test_passes_pytorchs_kernels(name: str) -> None:
     strict.check(pytorch_text(header))
 
 
-def attention_launches() -> Iterator[Launch]:
-    """Launches that between them take every branch of the attention kernels' preprocessor, in each type Metal has."""
-    capabilities = Capabilities()
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for head_size, aligned, mask, causal in (
-            (64, True, None, None),
-            (64, False, torch.bool, 0),
-            (80, True, dtype, None),
-            (256, False, dtype, 0),
-            (17, False, torch.float32, None),
-        ):
-            problem = plan.Problem(
-                dtype=dtype,
-                batch=2,
-                query_heads=4,
-                key_heads=2,
-                queries=100,
-                keys=130,
-                head_size=head_size,
-                scale=0.125,
-                causal_offset=causal,
-                mask=None if mask is None else plan.MaskLayout(mask, (1, 1, 1, 1)),
-                layouts=(plan.Layout((4 * 100 * head_size, 100 * head_size, head_size), aligned=aligned),) * 8,
-            )
-            yield plan.forward(problem, capabilities)
-            yield from plan.backward(problem, capabilities, lse_gradient=aligned)
+def project_launches() -> Iterator[Launch]:
+    """What the operations say takes every branch of their kernels' preprocessor, in each type Metal has."""
+    for operation in pkgutil.iter_modules(ops.__path__):
+        yield from importlib.import_module(f"{ops.__name__}.{operation.name}.cases").launches()
 
 
-LAUNCHES = tuple(attention_launches())
+LAUNCHES = tuple(project_launches())
 
 
 @pytest.mark.parametrize("file", source.kernel_files())
 def test_passes_the_projects_kernels(file: str) -> None:
     texts = {launch.text for launch in LAUNCHES if launch.file == file}
-    assert texts, f"no launch of {file} is checked: add its operation's launches"
+    assert texts, f"no launch of {file} is checked: its operation's cases.launches() lacks it"
     elements = {dict(launch.defines)["ELEMENT"] for launch in LAUNCHES if launch.file == file}
     assert elements == {"float", "half", "bfloat"}
     for text in texts:

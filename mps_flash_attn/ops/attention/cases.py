@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ...launch import Capabilities, Launch
+from . import plan
 from .function import Causal
 
-__all__ = ["HEAD_SIZES", "LENGTHS", "Case", "Inputs", "LayoutName", "MaskName"]
+__all__ = ["HEAD_SIZES", "LENGTHS", "Case", "Inputs", "LayoutName", "MaskName", "launches"]
 
 HEAD_SIZES = (1, 8, 17, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256)
 LENGTHS = (0, 1, 7, 31, 64, 77, 200, 513)
@@ -100,3 +103,31 @@ class Case:
             return torch.randn(*shape[:3], 1, device=device).to(self.mask_dtype)
         bias = torch.randn(self.keys, self.queries, device=device).to(self.mask_dtype).t()[None, None]
         return bias.masked_fill(torch.rand(bias.shape, device=device) > 0.75, -torch.inf)
+
+
+def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
+    """Launches that between them take every branch of the kernels' preprocessor, in each dtype that Metal has."""
+    capabilities = capabilities or Capabilities()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for head_size, aligned, mask, causal_offset in (
+            (64, True, None, None),
+            (64, False, torch.bool, 0),
+            (80, True, dtype, None),
+            (256, False, dtype, 0),
+            (17, False, torch.float32, None),
+        ):
+            problem = plan.Problem(
+                dtype=dtype,
+                batch=2,
+                query_heads=4,
+                key_heads=2,
+                queries=100,
+                keys=130,
+                head_size=head_size,
+                scale=0.125,
+                causal_offset=causal_offset,
+                mask=None if mask is None else plan.MaskLayout(mask, (1, 1, 1, 1)),
+                layouts=(plan.Layout((4 * 100 * head_size, 100 * head_size, head_size), aligned=aligned),) * 8,
+            )
+            yield plan.forward(problem, capabilities)
+            yield from plan.backward(problem, capabilities, lse_gradient=aligned)
