@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import resource
 import statistics
 import sys
@@ -13,6 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+# PyTorch's threads would otherwise spin after each operation, on the cores that the simulator's threads need.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import matplotlib
 
@@ -50,25 +54,24 @@ examples:
 # Pure Python, in every installation since 3.10, and long enough to learn indentation, names and docstrings from.
 STANDARD_MODULES = (
     "argparse", "ast", "bdb", "calendar", "codecs", "configparser", "copy", "csv", "dataclasses", "difflib", "dis",
-    "doctest", "enum", "fractions", "ftplib", "functools", "gettext", "heapq", "inspect", "ipaddress", "locale",
-    "mailbox", "nntplib", "optparse", "os", "pdb", "pickle", "platform", "pprint", "random", "shutil", "smtplib",
-    "statistics", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "traceback", "typing", "zipfile",
+    "doctest", "enum", "fractions", "ftplib", "functools", "gettext", "heapq", "inspect", "ipaddress",
 )  # fmt: skip
 MAX_CHARACTERS = 1_000_000
 HELD_OUT = 0.1  # the last part of the text, for the validation loss
 
 # Largest difference between the two loss curves, in nats per character. The two attentions round differently, and
 # training amplifies rounding from step to step.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
+TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
 # Largest |difference| / |PyTorch's gradient| (2-norms over one parameter) on the first batch, before any update.
 GRADIENT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def standard_library_text() -> str:
-    """The source of some of Python's own modules, one after the other."""
+    """The source of some of Python's own modules, one after the other; a tab stands for four spaces of indentation."""
     folder = Path(sysconfig.get_path("stdlib"))
     files = (folder / f"{name}.py" for name in sorted(STANDARD_MODULES))
-    return "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())[:MAX_CHARACTERS]
+    source = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    return source.replace(4 * " ", "\t")[:MAX_CHARACTERS]
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,7 @@ def sample(model: GPT, corpus: Corpus, prompt: str, length: int, seed: int, devi
     tokens = torch.tensor([known or [0]])
     for _ in range(length):
         logits = model(tokens[:, -model.context :].to(device))[0, -1].float().cpu()
-        probabilities = (logits / 0.6).softmax(0)
+        probabilities = (logits / 0.7).softmax(0)
         tokens = torch.cat((tokens, torch.multinomial(probabilities, 1, generator=generator)[None]), dim=1)
     return corpus.decode(tokens[0])
 
@@ -368,7 +371,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
         return number
 
-    parser.add_argument("--steps", type=positive, default=300, help="updates per model (default %(default)s)")
+    parser.add_argument("--steps", type=positive, default=500, help="updates per model (default %(default)s)")
     parser.add_argument("--layers", type=positive, default=3, help="transformer blocks (default %(default)s)")
     parser.add_argument("--heads", type=positive, default=4, help="attention heads a block (default %(default)s)")
     parser.add_argument(
@@ -421,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     comparison = Comparison.of(ours, theirs, args.dtype)
 
     console.rule("sample of the model trained with mps-flash-attn")
-    console.print(continuation, markup=False)
+    console.print(continuation.expandtabs(4), markup=False)
     console.rule()
     report(console, ours, theirs, shape.batch * shape.context)
     plot(ours, theirs, comparison, f"Character-level GPT, {args.dtype}, on {device.type}", args.out)
