@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..errors import UnsupportedError
 from ..launch import Capabilities
 
-__all__ = ["RUNTIME_VARIABLE", "Runtime", "for_device"]
+__all__ = ["RUNTIMES", "RUNTIME_VARIABLE", "Runtime", "for_device", "load"]
 
 #: Environment variable that forces a runtime by name.
 RUNTIME_VARIABLE = "MPS_FLASH_ATTN_RUNTIME"
@@ -28,9 +28,22 @@ class Runtime(Protocol):
     def is_checking(self) -> bool:
         """Whether launches are being checked, so that new outputs are to be filled with NaN."""
 
+    def unavailable(self) -> str | None:
+        """Why this machine cannot use it, in words for its user; ``None`` if it can."""
+
 
 #: The runtimes of each device type, the preferred one first.
-_RUNTIMES = {"cpu": ("simulator",), "mps": ("torch_mps",)}
+RUNTIMES = {"cpu": ("simulator",), "mps": ("torch_mps",)}
+
+
+def load(name: str) -> Runtime:
+    """The runtime of that name.
+
+    Raises:
+        ImportError: it was not built, or lacks something that it is made from.
+    """
+    runtime: Any = importlib.import_module(f"{__package__}.{name}")
+    return runtime
 
 
 @functools.cache
@@ -41,11 +54,10 @@ def for_device(device_type: str) -> Runtime:
         UnsupportedError: no runtime serves that type.
         ValueError: ``MPS_FLASH_ATTN_RUNTIME`` names a runtime that does not.
     """
-    choices = _RUNTIMES.get(device_type)
+    choices = RUNTIMES.get(device_type)
     if choices is None:
-        raise UnsupportedError(f"no runtime for device type {device_type!r}; there are runtimes for {list(_RUNTIMES)}")
+        raise UnsupportedError(f"no runtime for device type {device_type!r}; there are runtimes for {list(RUNTIMES)}")
     name = os.environ.get(RUNTIME_VARIABLE) or choices[0]
     if name not in choices:
         raise ValueError(f"{RUNTIME_VARIABLE}={name!r} does not run {device_type!r} tensors; accepted: {list(choices)}")
-    runtime: Any = importlib.import_module(f"{__package__}.{name}")
-    return runtime
+    return load(name)

@@ -10,7 +10,7 @@ import torch
 from ..errors import KernelCompileError
 from ..launch import Capabilities
 
-__all__ = ["CAPABILITIES", "compile_shader", "is_checking"]
+__all__ = ["CAPABILITIES", "compile_shader", "is_checking", "unavailable"]
 
 CAPABILITIES = Capabilities()
 
@@ -31,3 +31,12 @@ def compile_shader(source: str) -> Any:
 def is_checking() -> bool:
     """Never: nothing here can check a kernel."""
     return False
+
+
+def unavailable() -> str | None:
+    """Why PyTorch cannot run Metal text here, if so."""
+    if torch.backends.mps.is_available():
+        return None
+    if not torch.backends.mps.is_built():
+        return "this PyTorch was built without the mps device, which exists on macOS alone"
+    return "PyTorch finds no Apple GPU that it can use; it needs macOS 14 or newer on Apple silicon"

@@ -6,8 +6,10 @@ GPU would hide, ``profile`` counts what kernels do.
 
 from __future__ import annotations
 
+from ...errors import CompilerNotFoundError
 from ...launch import Capabilities
 from .check import check, is_checking
+from .compiler import find_compiler
 from .library import Kernel, ShaderLibrary, compile_shader
 from .profile import Counters, LaunchRecord, Profile, profile
 
@@ -22,6 +24,16 @@ __all__ = [
     "compile_shader",
     "is_checking",
     "profile",
+    "unavailable",
 ]
 
 CAPABILITIES = Capabilities(float64=True)
+
+
+def unavailable() -> str | None:
+    """Why nothing can be simulated here: there is no C++ compiler."""
+    try:
+        find_compiler()
+    except CompilerNotFoundError as error:
+        return str(error)
+    return None
