@@ -206,13 +206,15 @@ std::optional<std::string> Checker::access_threadgroup(const Thread& thread, con
         if (nearest == nullptr || distance(array) < distance(*nearest)) nearest = &array;
     }
     if (nearest == nullptr) return "out of bounds: access to threadgroup memory of which none is declared";
-    const std::string name =
-        "threadgroup array '" + std::string(nearest->name) + "' (line " + std::to_string(nearest->line) + ")";
+    const auto name = [&] {
+        return "threadgroup array '" + std::string(nearest->name) + "' (line " + std::to_string(nearest->line) + ")";
+    };
     const auto relative = static_cast<std::ptrdiff_t>(offset) - static_cast<std::ptrdiff_t>(nearest->offset);
     if (relative < 0 || relative + static_cast<std::ptrdiff_t>(bytes) > static_cast<std::ptrdiff_t>(nearest->bytes)) {
         return std::string("out of bounds: ") + verb(kind) + " of " +
-               describe_outside(relative, bytes, nearest->bytes) + " " + name + ", " + std::to_string(nearest->bytes) +
-               " bytes long, by " + describe_thread(thread) + " at " + describe_place(place(pc));
+               describe_outside(relative, bytes, nearest->bytes) + " " + name() + ", " +
+               std::to_string(nearest->bytes) + " bytes long, by " + describe_thread(thread) + " at " +
+               describe_place(place(pc));
     }
 
     const auto index = static_cast<std::size_t>(nearest - group.arrays.data());
@@ -227,15 +229,26 @@ std::optional<std::string> Checker::access_threadgroup(const Thread& thread, con
         if (const auto first = shadow.unwritten(begin, bytes)) {
             findings_.add("uninitialised", now.pc, 0,
                           "uninitialised: " + std::string(verb(kind)) + " of " + describe_range(begin, bytes) + " of " +
-                              name + ", of which byte " + std::to_string(*first) +
+                              name() + ", of which byte " + std::to_string(*first) +
                               " was not written by any thread of the threadgroup, by " + describe_thread(thread) +
                               " at " + describe_place(now.pc));
         }
     }
     if (const auto conflict = shadow.access(begin, bytes, kind, now)) {
-        report_race(name, "mem_threadgroup", *conflict, now, bytes);
+        report_race(name(), "mem_threadgroup", *conflict, now, bytes);
     }
     return std::nullopt;
+}
+
+// The region that holds all of an access, or the number of regions when none does. Most accesses are to the same one
+// as the last.
+std::size_t Checker::region_of(const char* address, uint32_t bytes) {
+    const std::vector<Region>& regions = memory_.regions();
+    if (last_region_ < regions.size() && regions[last_region_].contains(address, bytes)) return last_region_;
+    for (std::size_t index = 0; index < regions.size(); ++index) {
+        if (regions[index].contains(address, bytes)) return last_region_ = index;
+    }
+    return regions.size();
 }
 
 // Whether an address is of the kernel library itself or of what the executor provides for its code.
@@ -250,33 +263,29 @@ bool Checker::is_service_memory(const Thread& thread, const Threadgroup& group, 
 
 std::optional<std::string> Checker::access(const Thread& thread, const Threadgroup& group, const void* address,
                                            uint32_t bytes, Access kind, const void* pc) {
-    const auto number = reinterpret_cast<uintptr_t>(address);
     const auto* const byte = static_cast<const char*>(address);
-    if (number / kStackBytes == reinterpret_cast<uintptr_t>(&thread) / kStackBytes) return std::nullopt;
     if (byte >= group.arena && byte < group.arena + Threadgroup::kArenaBytes) {
         return access_threadgroup(thread, group, static_cast<std::size_t>(byte - group.arena), bytes, kind, pc);
     }
 
-    std::vector<Region>& regions = memory_.regions();
-    if (last_region_ >= regions.size() || !regions[last_region_].contains(byte, bytes)) {
-        last_region_ = 0;
-        while (last_region_ < regions.size() && !regions[last_region_].contains(byte, bytes)) ++last_region_;
-    }
-    if (last_region_ < regions.size()) {
-        const Region& region = regions[last_region_];
+    const std::size_t index = region_of(byte, bytes);
+    if (index < memory_.regions().size()) {
+        const Region& region = memory_.regions()[index];
         if (!region.owns(byte, bytes)) {
             return std::string("out of bounds: ") + verb(kind) + " of " +
                    describe_range(static_cast<std::size_t>(byte - region.begin()), bytes) +
                    ", which lie between the elements of " + region.name() + ", by " + describe_thread(thread) + " at " +
                    describe_place(place(pc));
         }
+        if (region.is_constant() && kind == Access::read) return std::nullopt;
         const Stamp now = stamp(thread, kind, pc, &Epochs::device);
         const auto conflict =
-            device_shadows_[last_region_]->access(static_cast<std::size_t>(byte - region.begin()), bytes, kind, now);
+            device_shadows_[index]->access(static_cast<std::size_t>(byte - region.begin()), bytes, kind, now);
         if (conflict) report_race(region.name(), "mem_device", *conflict, now, bytes);
         return std::nullopt;
     }
-    for (const Region& region : regions) {
+    if (combining_ || is_service_memory(thread, group, byte)) return std::nullopt;
+    for (const Region& region : memory_.regions()) {
         if (region.is_nearest(byte)) {
             return std::string("out of bounds: ") + verb(kind) + " of " +
                    describe_outside(byte - region.begin(), bytes, region.bytes()) + " " + region.name() + ", " +
@@ -284,7 +293,6 @@ std::optional<std::string> Checker::access(const Thread& thread, const Threadgro
                    describe_place(place(pc));
         }
     }
-    if (combining_ || is_service_memory(thread, group, byte)) return std::nullopt;
     const char* const owner = byte >= group.stacks_begin && byte < group.stacks_end
                                   ? " of another thread's private memory by "
                                   : " through a pointer that leads to no memory of the kernel by ";

@@ -60,7 +60,7 @@ class Checker {
     // While a simdgroup's lanes are combined, code runs that reads and writes the stacks of all of them.
     void set_combining(bool combining) { combining_ = combining; }
 
-    // Judges an access. Returns why the launch cannot go on, if it cannot.
+    // Judges an access to anything but the thread's own stack. Returns why the launch cannot go on, if it cannot.
     std::optional<std::string> access(const Thread& thread, const Threadgroup& group, const void* address,
                                       uint32_t bytes, Access kind, const void* pc);
     std::string describe_private(const Thread& thread, int64_t index, const char* type, const void* pc);
@@ -78,6 +78,7 @@ class Checker {
     Stamp stamp(const Thread& thread, Access kind, const void* pc, uint32_t Epochs::* memory) const;
     void report_race(const std::string& memory, const char* flag, const Shadow::Conflict& conflict, const Stamp& later,
                      uint32_t bytes);
+    std::size_t region_of(const char* address, uint32_t bytes);
     bool is_service_memory(const Thread& thread, const Threadgroup& group, const char* address) const;
     std::optional<std::string> access_threadgroup(const Thread& thread, const Threadgroup& group, std::size_t offset,
                                                   uint32_t bytes, Access kind, const void* pc);

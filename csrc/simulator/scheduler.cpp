@@ -233,7 +233,13 @@ void* threadgroup_memory(Thread* thread, std::size_t bytes, std::size_t alignmen
     return group.arena + group.arrays[index].offset;
 }
 
+// Most accesses are to the thread's own stack and of no interest.
+bool is_private(const Thread* thread, const void* address) {
+    return reinterpret_cast<uintptr_t>(address) / kStackBytes == reinterpret_cast<uintptr_t>(thread) / kStackBytes;
+}
+
 void check_access(Thread* thread, const void* address, uint32_t bytes, Access kind, const void* pc) {
+    if (is_private(thread, address)) return;
     Simdgroup& simdgroup = simdgroup_of(thread);
     Threadgroup& group = *simdgroup.group;
     if (auto why = group.checker->access(*thread, group, address, bytes, kind, pc)) {
@@ -248,6 +254,7 @@ void check_private(Thread* thread, int64_t index, const char* type, const void* 
 }
 
 void count_access(Thread* thread, const void* address, uint32_t bytes, Access kind, const void*) {
+    if (is_private(thread, address)) return;
     Threadgroup& group = *simdgroup_of(thread).group;
     group.memory_counter->count(group, static_cast<const char*>(address), bytes, kind);
 }
