@@ -14,17 +14,13 @@ struct ScoreMask {
     accum scale;        // of a score
     int queries, keys;  // Lq and Lk
     int causal_offset;  // the last key that query i sees is i + causal_offset
-    const device mask_element *values;
+    const device mask_element* values;
     long row_stride, column_stride;
 
     // The number of keys, from the first, that any query up to `last` may see.
-    int visible_keys(int last) const thread {
-        return CAUSAL ? clamp(last + 1 + causal_offset, 0, keys) : keys;
-    }
+    int visible_keys(int last) const thread { return CAUSAL ? clamp(last + 1 + causal_offset, 0, keys) : keys; }
     // The first query that sees a key from `first` on.
-    int first_query(int first) const thread {
-        return CAUSAL ? max(first - causal_offset, 0) : 0;
-    }
+    int first_query(int first) const thread { return CAUSAL ? max(first - causal_offset, 0) : 0; }
     // Whether some element of the tile with this first query and key needs more than the scale.
     bool touches(int i0, int j0) const thread {
         const bool edge = i0 + TILE > queries || j0 + TILE > keys;
@@ -34,31 +30,29 @@ struct ScoreMask {
     accum score(accum s, int i, int j) const thread {
         s *= scale;
         const bool hidden = i >= queries || j >= keys || (CAUSAL && j > i + causal_offset);
-        if (hidden)
-            return -INFINITY;
+        if (hidden) return -INFINITY;
 #if MASK == MASK_BOOLEAN
-        if (!values[i * row_stride + j * column_stride])
-            s = -INFINITY;
+        if (!values[i * row_stride + j * column_stride]) s = -INFINITY;
 #elif MASK == MASK_ADDITIVE
         s += accum(values[i * row_stride + j * column_stride]);
 #endif
         return s;
     }
     // Turns the products q k of a tile into masked scores; rows are queries, columns keys.
-    void apply(thread TileC &s, int i0, int j0, ushort lane) const thread {
+    void apply(thread TileC& s, int i0, int j0, ushort lane) const thread {
         const bool masked = touches(i0, j0);
         for (short row = 0; row < 2; row++)
             for (short column = 0; column < 4; column++) {
-                thread accum &value = s.at(row, column);
+                thread accum& value = s.at(row, column);
                 value = masked ? score(value, i0 + tile_row(lane, row), j0 + tile_col(lane, column)) : value * scale;
             }
     }
     // The same for a transposed tile, whose rows are keys and columns queries.
-    void apply_transposed(thread TileC &s, int i0, int j0, ushort lane) const thread {
+    void apply_transposed(thread TileC& s, int i0, int j0, ushort lane) const thread {
         const bool masked = touches(i0, j0);
         for (short row = 0; row < 2; row++)
             for (short column = 0; column < 4; column++) {
-                thread accum &value = s.at(row, column);
+                thread accum& value = s.at(row, column);
                 value = masked ? score(value, i0 + tile_col(lane, column), j0 + tile_row(lane, row)) : value * scale;
             }
     }

@@ -6,14 +6,10 @@
 
 // exp(x - y) by the hardware's base-2 exponential. The difference is taken first: it is small where the result counts,
 // while x and y may be large, and their rounding to base 2 would be an error of the result.
-inline accum exp_difference(accum x, accum y) {
-    return fast::exp2((x - y) * LOG2_E);
-}
+inline accum exp_difference(accum x, accum y) { return fast::exp2((x - y) * LOG2_E); }
 
 // -inf stands for a row with no visible key: there any finite value gives weights of 0, and -inf would give NaN.
-inline rows_t finite_or_zero(rows_t m) {
-    return select(m, rows_t(0), m == rows_t(-INFINITY));
-}
+inline rows_t finite_or_zero(rows_t m) { return select(m, rows_t(0), m == rows_t(-INFINITY)); }
 
 struct OnlineSoftmax {
     rows_t m;  // largest score so far
@@ -24,12 +20,12 @@ struct OnlineSoftmax {
         l = rows_t(0);
     }
     // Turns the scores s into weights exp(s - m) with the new m; returns the factor of everything summed before.
-    template <short N> rows_t update(thread TileC (&s)[N]) thread {
+    template <short N>
+    rows_t update(thread TileC (&s)[N]) thread {
         rows_t highest = m;
         for (short j = 0; j < N; j++)
             for (short row = 0; row < 2; row++)
-                for (short column = 0; column < 4; column++)
-                    highest[row] = max(highest[row], s[j].at(row, column));
+                for (short column = 0; column < 4; column++) highest[row] = max(highest[row], s[j].at(row, column));
         highest = reduce_max(highest);
 
         const rows_t base = finite_or_zero(highest);
@@ -39,7 +35,7 @@ struct OnlineSoftmax {
         for (short j = 0; j < N; j++)
             for (short row = 0; row < 2; row++)
                 for (short column = 0; column < 4; column++) {
-                    thread accum &value = s[j].at(row, column);
+                    thread accum& value = s[j].at(row, column);
                     value = exp_difference(value, base[row]);
                     l[row] += value;
                 }
@@ -51,19 +47,15 @@ struct OnlineSoftmax {
         return select(rows_t(1) / l, rows_t(0), l == rows_t(0));
     }
     // Natural logarithm of the sum of the exponentials of a row's scores.
-    rows_t log_sum_exp() const thread {
-        return m + log(l);
-    }
+    rows_t log_sum_exp() const thread { return m + log(l); }
 };
 
 // The log-sum-exp as the backward pass subtracts it: +inf for a row with no visible key, whose weights are then 0.
-inline accum backward_base(accum lse) {
-    return lse == -INFINITY ? accum(INFINITY) : lse;
-}
+inline accum backward_base(accum lse) { return lse == -INFINITY ? accum(INFINITY) : lse; }
 
 // Scores s into weights p = exp(s - lse), and dp into ds = p (dp - delta); lse and delta belong to queries, which
 // are the rows of a tile or, in the transposed form, its columns.
-inline void weights_and_gradient(thread TileC &s, thread TileC &dp, rows_t lse, rows_t delta) {
+inline void weights_and_gradient(thread TileC& s, thread TileC& dp, rows_t lse, rows_t delta) {
     for (short row = 0; row < 2; row++)
         for (short column = 0; column < 4; column++) {
             const accum p = exp_difference(s.at(row, column), backward_base(lse[row]));
@@ -71,7 +63,7 @@ inline void weights_and_gradient(thread TileC &s, thread TileC &dp, rows_t lse, 
             dp.at(row, column) = p * (dp.at(row, column) - delta[row]);
         }
 }
-inline void weights_and_gradient(thread TileC &s, thread TileC &dp, columns_t lse, columns_t delta) {
+inline void weights_and_gradient(thread TileC& s, thread TileC& dp, columns_t lse, columns_t delta) {
     for (short row = 0; row < 2; row++)
         for (short column = 0; column < 4; column++) {
             const accum p = exp_difference(s.at(row, column), backward_base(lse[column]));

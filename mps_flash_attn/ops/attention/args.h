@@ -25,7 +25,7 @@ struct alignas(8) AttentionArgs {
 static_assert(sizeof(AttentionArgs) == ARGS_BYTES, "args.h and the packing in launch.py disagree");
 
 // The scores' scale and masks for one head.
-inline ScoreMask score_mask(constant AttentionArgs &args, const device mask_element *values, int batch, int head) {
+inline ScoreMask score_mask(constant AttentionArgs& args, const device mask_element* values, int batch, int head) {
     ScoreMask mask;
     mask.scale = args.scale;
     mask.queries = args.queries;

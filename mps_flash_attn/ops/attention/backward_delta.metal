@@ -4,9 +4,9 @@
 // One simdgroup a row. Grid: (32 Lq, Hq, B) threads in threadgroups of (THREADS, 1, 1).
 #include "ops/attention/args.h"
 
-kernel void attention_backward_delta(const device element *o [[buffer(0)]], const device element *d_o [[buffer(1)]],
-                                     const device accum *d_lse [[buffer(2)]], device accum *delta [[buffer(3)]],
-                                     constant AttentionArgs &args [[buffer(4)]],
+kernel void attention_backward_delta(const device element* o [[buffer(0)]], const device element* d_o [[buffer(1)]],
+                                     const device accum* d_lse [[buffer(2)]], device accum* delta [[buffer(3)]],
+                                     constant AttentionArgs& args [[buffer(4)]],
                                      uint3 position [[thread_position_in_grid]],
                                      ushort lane [[thread_index_in_simdgroup]]) {
     const int i = position.x / 32, head = position.y, batch = position.z;
@@ -14,11 +14,9 @@ kernel void attention_backward_delta(const device element *o [[buffer(0)]], cons
     d_o += matrix_offset(args.do_stride, batch, head) + i * args.do_stride[2];
 
     accum sum = 0;
-    for (int d = lane; d < args.head_size; d += 32)
-        sum += accum(o[d]) * accum(d_o[d]);
+    for (int d = lane; d < args.head_size; d += 32) sum += accum(o[d]) * accum(d_o[d]);
     sum = simd_sum(sum);
 
     const long row = (batch * args.query_heads + head) * args.queries + i;
-    if (lane == 0)
-        delta[row] = sum - (LSE_GRADIENT ? d_lse[row] : 0);
+    if (lane == 0) delta[row] = sum - (LSE_GRADIENT ? d_lse[row] : 0);
 }

@@ -11,16 +11,13 @@
 #include "ops/attention/args.h"
 #include "ops/attention/operand.h"
 
-kernel void attention_backward_dkv(const device element *q [[buffer(0)]], const device element *k [[buffer(1)]],
-                                   const device element *v [[buffer(2)]],
-                                   const device mask_element *attn_mask [[buffer(3)]],
-                                   const device element *d_o [[buffer(4)]], const device accum *lse [[buffer(5)]],
-                                   const device accum *delta [[buffer(6)]], device element *dk [[buffer(7)]],
-                                   device element *dv [[buffer(8)]], constant AttentionArgs &args [[buffer(9)]],
-                                   uint3 block [[threadgroup_position_in_grid]],
-                                   ushort thread_index [[thread_index_in_threadgroup]],
-                                   ushort simdgroup [[simdgroup_index_in_threadgroup]],
-                                   ushort lane [[thread_index_in_simdgroup]]) {
+kernel void attention_backward_dkv(
+    const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
+    const device mask_element* attn_mask [[buffer(3)]], const device element* d_o [[buffer(4)]],
+    const device accum* lse [[buffer(5)]], const device accum* delta [[buffer(6)]], device element* dk [[buffer(7)]],
+    device element* dv [[buffer(8)]], constant AttentionArgs& args [[buffer(9)]],
+    uint3 block [[threadgroup_position_in_grid]], ushort thread_index [[thread_index_in_threadgroup]],
+    ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
     threadgroup chunk q_tile[staged_chunks<BQ, BD>()];
     threadgroup chunk do_tile[staged_chunks<BQ, BD>()];
 #if STAGE_VALUES
@@ -45,8 +42,8 @@ kernel void attention_backward_dkv(const device element *q [[buffer(0)]], const 
 
     for (int head = key_head * args.group; head < (key_head + 1) * args.group; head++) {
         const ScoreMask mask = score_mask(args, attn_mask, batch, head);
-        const device element *q_head = q + matrix_offset(args.q_stride, batch, head);
-        const device element *do_head = d_o + matrix_offset(args.do_stride, batch, head);
+        const device element* q_head = q + matrix_offset(args.q_stride, batch, head);
+        const device element* do_head = d_o + matrix_offset(args.do_stride, batch, head);
         const long first_row = (batch * args.query_heads + head) * args.queries;
         const int tile_queries = rows > 0 ? mask.first_query(j0) : mask.queries;  // of those, all before are masked
 
@@ -54,18 +51,18 @@ kernel void attention_backward_dkv(const device element *q [[buffer(0)]], const 
             const int valid = mask.queries - i0;
             threadgroup_barrier(mem_flags::mem_threadgroup);
             stage<BQ, BD, THREADS>(q_tile, q_head + i0 * args.q_stride[2], args.q_stride[2], valid, D, thread_index);
-            stage<BQ, BD, THREADS>(do_tile, do_head + i0 * args.do_stride[2], args.do_stride[2], valid, D, thread_index);
+            stage<BQ, BD, THREADS>(do_tile, do_head + i0 * args.do_stride[2], args.do_stride[2], valid, D,
+                                   thread_index);
 #if STAGE_VALUES
             stage_values<BQ, THREADS>(lse_tile, lse + first_row + i0, valid, thread_index);
             stage_values<BQ, THREADS>(delta_tile, delta + first_row + i0, valid, thread_index);
 #endif
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            if (i0 + BQ <= tile_queries)
-                continue;
+            if (i0 + BQ <= tile_queries) continue;
 
             TileC s[BQ / TILE], dp[BQ / TILE];
-            k_rows.times_transposed(s, (const threadgroup element *)q_tile);    // S^T = K Q^T
-            v_rows.times_transposed(dp, (const threadgroup element *)do_tile);  // dP^T = V dO^T
+            k_rows.times_transposed(s, (const threadgroup element*)q_tile);    // S^T = K Q^T
+            v_rows.times_transposed(dp, (const threadgroup element*)do_tile);  // dP^T = V dO^T
             for (short i = 0; i < BQ / TILE; i++) {
 #if STAGE_VALUES
                 const columns_t lse_columns = load_columns(lse_tile + i * TILE, TILE, lane);
@@ -77,8 +74,8 @@ kernel void attention_backward_dkv(const device element *q [[buffer(0)]], const 
                 mask.apply_transposed(s[i], i0 + i * TILE, j0, lane);
                 weights_and_gradient(s[i], dp[i], lse_columns, delta_columns);  // dS = P (dP - delta)
             }
-            add_product(dv_acc, s, (const threadgroup element *)do_tile);  // dV += P^T dO
-            add_product(dk_acc, dp, (const threadgroup element *)q_tile);  // dK += dS^T Q
+            add_product(dv_acc, s, (const threadgroup element*)do_tile);  // dV += P^T dO
+            add_product(dk_acc, dp, (const threadgroup element*)q_tile);  // dK += dS^T Q
         }
     }
 

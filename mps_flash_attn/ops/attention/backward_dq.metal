@@ -10,17 +10,13 @@
 #include "ops/attention/args.h"
 #include "ops/attention/operand.h"
 
-kernel void attention_backward_dq(const device element *q [[buffer(0)]], const device element *k [[buffer(1)]],
-                                  const device element *v [[buffer(2)]],
-                                  const device mask_element *attn_mask [[buffer(3)]],
-                                  const device element *d_o [[buffer(4)]], const device accum *lse [[buffer(5)]],
-                                  const device accum *delta [[buffer(6)]], device element *dq [[buffer(7)]],
-                                  constant AttentionArgs &args [[buffer(8)]],
-                                  uint3 block [[threadgroup_position_in_grid]],
-                                  uint3 blocks [[threadgroups_per_grid]],
-                                  ushort thread_index [[thread_index_in_threadgroup]],
-                                  ushort simdgroup [[simdgroup_index_in_threadgroup]],
-                                  ushort lane [[thread_index_in_simdgroup]]) {
+kernel void attention_backward_dq(
+    const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
+    const device mask_element* attn_mask [[buffer(3)]], const device element* d_o [[buffer(4)]],
+    const device accum* lse [[buffer(5)]], const device accum* delta [[buffer(6)]], device element* dq [[buffer(7)]],
+    constant AttentionArgs& args [[buffer(8)]], uint3 block [[threadgroup_position_in_grid]],
+    uint3 blocks [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
+    ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
     threadgroup chunk k_tile[staged_chunks<BK, BD>()];
     threadgroup chunk v_tile[staged_chunks<BK, BD>()];
 
@@ -35,32 +31,31 @@ kernel void attention_backward_dq(const device element *q [[buffer(0)]], const d
     v += matrix_offset(args.v_stride, batch, key_head);
 
     Rows q_rows, do_rows;
-    q_rows.start(q + matrix_offset(args.q_stride, batch, head) + i0 * args.q_stride[2], args.q_stride[2], rows, D, lane);
+    q_rows.start(q + matrix_offset(args.q_stride, batch, head) + i0 * args.q_stride[2], args.q_stride[2], rows, D,
+                 lane);
     do_rows.start(d_o + matrix_offset(args.do_stride, batch, head) + i0 * args.do_stride[2], args.do_stride[2], rows, D,
                   lane);
     const long first_row = (batch * args.query_heads + head) * args.queries + i0;
     const rows_t lse_rows = load_rows(lse + first_row, rows, lane);
     const rows_t delta_rows = load_rows(delta + first_row, rows, lane);
     TileC acc[BD / TILE];
-    for (short d = 0; d < BD / TILE; d++)
-        clear(acc[d]);
+    for (short d = 0; d < BD / TILE; d++) clear(acc[d]);
 
     for (int j0 = 0; j0 < block_keys; j0 += BK) {
         threadgroup_barrier(mem_flags::mem_threadgroup);
         stage<BK, BD, THREADS>(k_tile, k + j0 * args.k_stride[2], args.k_stride[2], mask.keys - j0, D, thread_index);
         stage<BK, BD, THREADS>(v_tile, v + j0 * args.v_stride[2], args.v_stride[2], mask.keys - j0, D, thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (j0 >= tile_keys)
-            continue;
+        if (j0 >= tile_keys) continue;
 
         TileC s[BK / TILE], dp[BK / TILE];
-        q_rows.times_transposed(s, (const threadgroup element *)k_tile);    // S = Q K^T
-        do_rows.times_transposed(dp, (const threadgroup element *)v_tile);  // dP = dO V^T
+        q_rows.times_transposed(s, (const threadgroup element*)k_tile);    // S = Q K^T
+        do_rows.times_transposed(dp, (const threadgroup element*)v_tile);  // dP = dO V^T
         for (short j = 0; j < BK / TILE; j++) {
             mask.apply(s[j], i0, j0 + j * TILE, lane);
             weights_and_gradient(s[j], dp[j], lse_rows, delta_rows);  // dS = P (dP - delta)
         }
-        add_product(acc, dp, (const threadgroup element *)k_tile);  // dQ += dS K
+        add_product(acc, dp, (const threadgroup element*)k_tile);  // dQ += dS K
     }
 
     dq += matrix_offset(args.dq_stride, batch, head) + i0 * args.dq_stride[2];

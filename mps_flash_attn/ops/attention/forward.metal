@@ -9,11 +9,10 @@
 #include "ops/attention/args.h"
 #include "ops/attention/operand.h"
 
-kernel void attention_forward(const device element *q [[buffer(0)]], const device element *k [[buffer(1)]],
-                              const device element *v [[buffer(2)]], const device mask_element *attn_mask [[buffer(3)]],
-                              device element *o [[buffer(4)]], device accum *lse [[buffer(5)]],
-                              constant AttentionArgs &args [[buffer(6)]],
-                              uint3 block [[threadgroup_position_in_grid]],
+kernel void attention_forward(const device element* q [[buffer(0)]], const device element* k [[buffer(1)]],
+                              const device element* v [[buffer(2)]], const device mask_element* attn_mask [[buffer(3)]],
+                              device element* o [[buffer(4)]], device accum* lse [[buffer(5)]],
+                              constant AttentionArgs& args [[buffer(6)]], uint3 block [[threadgroup_position_in_grid]],
                               uint3 blocks [[threadgroups_per_grid]],
                               ushort thread_index [[thread_index_in_threadgroup]],
                               ushort simdgroup [[simdgroup_index_in_threadgroup]],
@@ -32,29 +31,26 @@ kernel void attention_forward(const device element *q [[buffer(0)]], const devic
     v += matrix_offset(args.v_stride, batch, key_head);
 
     Rows q_rows;
-    q_rows.start(q + matrix_offset(args.q_stride, batch, head) + i0 * args.q_stride[2], args.q_stride[2], rows, D, lane);
+    q_rows.start(q + matrix_offset(args.q_stride, batch, head) + i0 * args.q_stride[2], args.q_stride[2], rows, D,
+                 lane);
     OnlineSoftmax softmax;
     softmax.start();
     TileC acc[BD / TILE];
-    for (short d = 0; d < BD / TILE; d++)
-        clear(acc[d]);
+    for (short d = 0; d < BD / TILE; d++) clear(acc[d]);
 
     for (int j0 = 0; j0 < block_keys; j0 += BK) {
         threadgroup_barrier(mem_flags::mem_threadgroup);
         stage<BK, BD, THREADS>(k_tile, k + j0 * args.k_stride[2], args.k_stride[2], mask.keys - j0, D, thread_index);
         stage<BK, BD, THREADS>(v_tile, v + j0 * args.v_stride[2], args.v_stride[2], mask.keys - j0, D, thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (j0 >= tile_keys)
-            continue;
+        if (j0 >= tile_keys) continue;
 
         TileC s[BK / TILE];
-        q_rows.times_transposed(s, (const threadgroup element *)k_tile);  // S = Q K^T
-        for (short j = 0; j < BK / TILE; j++)
-            mask.apply(s[j], i0, j0 + j * TILE, lane);
+        q_rows.times_transposed(s, (const threadgroup element*)k_tile);  // S = Q K^T
+        for (short j = 0; j < BK / TILE; j++) mask.apply(s[j], i0, j0 + j * TILE, lane);
         const rows_t factor = softmax.update(s);  // P = exp(S - m)
-        for (short d = 0; d < BD / TILE; d++)
-            scale_rows(acc[d], factor);
-        add_product(acc, s, (const threadgroup element *)v_tile);  // O += P V
+        for (short d = 0; d < BD / TILE; d++) scale_rows(acc[d], factor);
+        add_product(acc, s, (const threadgroup element*)v_tile);  // O += P V
     }
 
     const rows_t inverse = softmax.finish();

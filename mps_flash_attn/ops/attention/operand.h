@@ -9,7 +9,7 @@
 
 // Sixteen rows of a matrix [L][D] as left operands, one simdgroup's own.
 struct Rows {
-    const device element *source;
+    const device element* source;
     long row_stride;
     int rows, columns;
     ushort lane;
@@ -18,7 +18,7 @@ struct Rows {
 #endif
 
     // `source` points to the first row; rows and columns past `rows` and `columns` are 0.
-    void start(const device element *source, long row_stride, int rows, int columns, ushort lane) thread {
+    void start(const device element* source, long row_stride, int rows, int columns, ushort lane) thread {
         this->source = source;
         this->row_stride = row_stride;
         this->rows = rows;
@@ -30,13 +30,13 @@ struct Rows {
 #endif
     }
     // products[n] = rows * staged^T, for 16 staged rows each; staged is [N * 16][BD].
-    template <short N> void times_transposed(thread TileC (&products)[N], const threadgroup element *staged) thread {
+    template <short N>
+    void times_transposed(thread TileC (&products)[N], const threadgroup element* staged) thread {
         constexpr short LD = staged_stride<BD>();
-        for (short n = 0; n < N; n++)
-            clear(products[n]);
+        for (short n = 0; n < N; n++) clear(products[n]);
         for (short d = 0; d < BD / TILE; d++) {
 #if HOLD
-            thread const TileA<element> &a = held[d];
+            thread const TileA<element>& a = held[d];
 #else
             TileA<element> a;
             load_a(a, source + d * TILE, row_stride, rows, columns - d * TILE, lane);
@@ -52,7 +52,7 @@ struct Rows {
 
 // acc += weights * staged; weights is [16][N * 16], rounded to `element`, staged [N * 16][BD], acc [16][BD].
 template <short N>
-inline void add_product(thread TileC (&acc)[BD / TILE], thread TileC (&weights)[N], const threadgroup element *staged) {
+inline void add_product(thread TileC (&acc)[BD / TILE], thread TileC (&weights)[N], const threadgroup element* staged) {
     constexpr short LD = staged_stride<BD>();
     for (short n = 0; n < N; n++) {
         TileA<element> a;
