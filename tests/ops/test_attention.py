@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mps_flash_attn.ops.attention import reference
 from mps_flash_attn.ops.attention.cases import HEAD_SIZES, LENGTHS, Case, Inputs
+from mps_flash_attn.ops.attention.expected import NAMES, exact, pytorch
 from mps_flash_attn.ops.attention.function import Causal, attention_backward, attention_forward
 from tests.tolerance import assert_accurate
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-NAMES = ("out", "lse", "dq", "dk", "dv")
 
 #: Pairs of lengths in which each length is once a query's and once a key's, equal and not.
 LENGTH_PAIRS = (*zip(LENGTHS, (*LENGTHS[3:], *LENGTHS[:3]), strict=True), (64, 64), (77, 77), (200, 200))
@@ -32,42 +29,6 @@ def ours(inputs: Inputs) -> tuple[Tensor, ...]:
         inputs.grad_out, inputs.grad_lse, *arguments, out, lse, inputs.scale, int(inputs.causal)
     )
     return out, lse, *gradients
-
-
-def exact(inputs: Inputs) -> tuple[Tensor, ...]:
-    """The same from the reference in float64."""
-    double = dataclasses.replace(
-        inputs,
-        **{name: getattr(inputs, name).double() for name in ("query", "key", "value", "grad_out", "grad_lse")},
-    )
-    arguments = (double.query, double.key, double.value, double.attn_mask)
-    out, lse = reference.attention_forward(*arguments, double.scale, double.causal)
-    gradients = reference.attention_backward(
-        double.grad_out, double.grad_lse, *arguments, out, lse, double.scale, double.causal
-    )
-    return out, lse, *gradients
-
-
-def pytorch(inputs: Inputs) -> tuple[Tensor, ...]:
-    """The same from PyTorch in the inputs' own dtype: its attention, and for the log-sum-exp its ``logsumexp``."""
-    query, key, value = (x.detach().clone().requires_grad_() for x in (inputs.query, inputs.key, inputs.value))
-    dtype, (lq, lk) = query.dtype, (query.shape[2], key.shape[2])
-    mask = torch.zeros(query.shape[0], query.shape[1], lq, lk, dtype=dtype)
-    if inputs.attn_mask is not None and inputs.attn_mask.dtype == torch.bool:
-        mask = mask.masked_fill(~inputs.attn_mask, -torch.inf)
-    elif inputs.attn_mask is not None:
-        mask = mask + inputs.attn_mask.to(dtype)
-    if inputs.causal:
-        visible = reference.causal_mask(lq, lk, bottom_right=inputs.causal == Causal.BOTTOM_RIGHT)
-        mask = mask.masked_fill(~visible, -torch.inf)
-    groups = query.shape[1] // key.shape[1]
-    work = torch.promote_types(dtype, torch.float32)
-    scores = query.to(work) @ key.to(work).repeat_interleave(groups, 1).transpose(-2, -1) * inputs.scale
-    lse = torch.logsumexp(scores + mask.to(work), dim=-1)
-    out = F.scaled_dot_product_attention(query, key, value, mask, scale=inputs.scale, enable_gqa=True)
-    torch.autograd.backward((out, lse), (inputs.grad_out, inputs.grad_lse))
-    gradients = (query.grad, key.grad, value.grad)
-    return tuple(x.detach().nan_to_num(posinf=torch.inf, neginf=-torch.inf) for x in (out, lse, *gradients))
 
 
 def check(case: Case, dtype: torch.dtype) -> None:

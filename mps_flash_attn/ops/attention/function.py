@@ -18,7 +18,7 @@ from ... import launch
 from ...runtime.base import for_device
 from . import plan
 
-__all__ = ["Causal", "attention_backward", "attention_forward"]
+__all__ = ["Causal", "attention_backward", "attention_forward", "describe"]
 
 _ForwardCall = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor]"]
 _BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunch]
@@ -64,7 +64,7 @@ def _mask_layout(mask: Tensor, shape: tuple[int, ...]) -> plan.MaskLayout:
     return plan.MaskLayout(mask.dtype, (batch, head, row, column))
 
 
-def _problem(
+def describe(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int, **others: Tensor
 ) -> plan.Problem:
     """The problem of a call; ``others`` are the tensors that have the layout of an output, in the plan's order."""
@@ -111,7 +111,7 @@ def _prepare_forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
 ) -> _ForwardCall:
     runtime = for_device(query.device.type)
-    problem = _problem(query, key, value, attn_mask, scale, causal, out=torch.empty_like(query))
+    problem = describe(query, key, value, attn_mask, scale, causal, out=torch.empty_like(query))
     lse_shape, dtype, device = tuple(query.shape[:3]), lse_dtype(query.dtype), query.device
     nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0
     bound = launch.bind(plan.forward(problem, runtime.CAPABILITIES), runtime)
@@ -206,7 +206,7 @@ def attention_backward(
     problem = (tuple(map(_geometry, (*inputs, *masks))), scale, causal, grad_lse is None)
     calls = _backward_calls.get(problem)
     if calls is None:
-        described = _problem(query, key, value, attn_mask, scale, causal, **tensors)
+        described = describe(query, key, value, attn_mask, scale, causal, **tensors)
         on_delta, on_dq, on_dkv = plan.backward(described, runtime.CAPABILITIES, grad_lse is not None)
         calls = launch.bind(on_delta, runtime), launch.bind(on_dq, runtime), launch.bind(on_dkv, runtime)
         _remember(_backward_calls, problem, calls)

@@ -11,20 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
-import platformdirs
 
+from ... import folders
 from ...errors import CacheError
 
 __all__ = ["Cache", "cache_folder", "content_key"]
 
-_FOLDER_VARIABLE = "MPS_FLASH_ATTN_CACHE_DIR"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path:
-    """The folder of compiled kernels: ``MPS_FLASH_ATTN_CACHE_DIR``, else the user's cache folder."""
-    root = os.environ.get(_FOLDER_VARIABLE) or platformdirs.user_cache_dir("mps-flash-attn")
-    return Path(root) / "simulator"
+    """The folder of compiled kernels."""
+    return folders.cache_root() / "simulator"
 
 
 def content_key(*parts: str) -> str:
@@ -133,6 +131,6 @@ class Cache:
             yield
         except OSError as error:
             raise CacheError(
-                f"cannot keep compiled kernels in {self.folder}: {error}; set {_FOLDER_VARIABLE} to a folder that "
-                "can be written to"
+                f"cannot keep compiled kernels in {self.folder}: {error}; set {folders.CACHE_VARIABLE} to a folder "
+                "that can be written to"
             ) from error
