@@ -109,6 +109,12 @@ std::vector<simt::Argument> to_arguments(const py::tuple& arguments) {
     return converted;
 }
 
+// Runs Python's signal handlers. Whether one of them raised an exception, such as KeyboardInterrupt.
+bool is_interrupted() {
+    const py::gil_scoped_acquire locked;
+    return PyErr_CheckSignals() != 0;
+}
+
 class Kernel {
   public:
     Kernel(std::shared_ptr<Library> library, unsigned index, std::string name)
@@ -161,7 +167,8 @@ class Kernel {
   private:
     simt::Launch describe(void* const* buffers, const py::tuple& threads, const py::tuple& group_size,
                           std::size_t threadgroup_bytes, unsigned os_threads) const {
-        return {kernel_, name_.c_str(), buffers, to_size(threads), to_size(group_size), threadgroup_bytes, os_threads};
+        return {kernel_,           name_.c_str(), buffers,       to_size(threads), to_size(group_size),
+                threadgroup_bytes, os_threads,    is_interrupted};
     }
 
     std::shared_ptr<Library> library_;
@@ -185,6 +192,8 @@ PYBIND11_MODULE(_C, module) {
             if (exception) std::rethrow_exception(exception);
         } catch (const simt::LaunchError& error) {
             PyErr_SetString(launch_error.ptr(), error.what());
+        } catch (const simt::LaunchInterrupted&) {
+            // The signal handler's exception is set already.
         }
     });
 

@@ -114,6 +114,7 @@ std::vector<uint64_t> Checker::order(uint64_t count) {
 }
 
 void Checker::start(const Threadgroup& group) {
+    settle();
     std::memset(group.arena, kPoison, Threadgroup::kArenaBytes);
     for (const auto& shadow : threadgroup_shadows_) shadow->clear();
     group_size_ = group.size;
@@ -178,19 +179,33 @@ Stamp Checker::stamp(const Thread& thread, Access kind, const void* pc, uint32_t
             static_cast<uint16_t>(kind)};
 }
 
-void Checker::report_race(const std::string& memory, const char* flag, const Shadow::Conflict& conflict,
-                          const Stamp& later, uint32_t bytes) {
+void Checker::judge_conflict(const std::string& memory, const char* flag, const Shadow::Conflict& conflict,
+                             const Stamp& later, const char* address, uint32_t bytes) {
+    const Stamp& earlier = conflict.earlier;
     const auto describe_access = [&](const Stamp& stamp) {
         return std::string(verb(static_cast<Access>(stamp.kind))) + " by thread " +
                describe(unravel(stamp.thread, group_size_)) + " of threadgroup " +
                describe(unravel(stamp.threadgroup, threadgroups_)) + " at " + describe_place(stamp.pc);
     };
-    const bool same_group = conflict.earlier.threadgroup == later.threadgroup;
-    findings_.add("race", std::min(conflict.earlier.pc, later.pc), std::max(conflict.earlier.pc, later.pc),
-                  "data race: " + describe_range(conflict.offset, bytes) + " of " + memory + ", " +
-                      describe_access(later) + " and " + describe_access(conflict.earlier) +
-                      (same_group ? std::string(" with no barrier with ") + flag + " between them"
-                                  : std::string(", and nothing orders threadgroups")));
+    std::string text =
+        "data race: " + describe_range(conflict.offset, conflict.bytes) + " of " + memory + ", " +
+        describe_access(later) + " and " + describe_access(earlier) +
+        (earlier.threadgroup == later.threadgroup ? std::string(" with no barrier with ") + flag + " between them"
+                                                  : std::string(", and nothing orders threadgroups"));
+    const auto is_write = [](const Stamp& stamp) { return stamp.kind == static_cast<uint16_t>(Access::write); };
+    if (is_write(earlier) && is_write(later) && earlier.pc == later.pc && earlier.same_simdgroup(later)) {
+        rewrite_ = Rewrite{address, std::string(address, bytes), std::move(text), later.pc};
+        return;
+    }
+    findings_.add("race", std::min(earlier.pc, later.pc), std::max(earlier.pc, later.pc), text);
+}
+
+void Checker::settle() {
+    if (!rewrite_) return;
+    if (rewrite_->before.compare(0, std::string::npos, rewrite_->address, rewrite_->before.size()) != 0) {
+        findings_.add("race", rewrite_->place, rewrite_->place, rewrite_->text);
+    }
+    rewrite_.reset();
 }
 
 std::optional<std::string> Checker::access_threadgroup(const Thread& thread, const Threadgroup& group,
@@ -235,7 +250,7 @@ std::optional<std::string> Checker::access_threadgroup(const Thread& thread, con
         }
     }
     if (const auto conflict = shadow.access(begin, bytes, kind, now)) {
-        report_race(name(), "mem_threadgroup", *conflict, now, bytes);
+        judge_conflict(name(), "mem_threadgroup", *conflict, now, group.arena + offset, bytes);
     }
     return std::nullopt;
 }
@@ -263,6 +278,7 @@ bool Checker::is_service_memory(const Thread& thread, const Threadgroup& group, 
 
 std::optional<std::string> Checker::access(const Thread& thread, const Threadgroup& group, const void* address,
                                            uint32_t bytes, Access kind, const void* pc) {
+    settle();
     const auto* const byte = static_cast<const char*>(address);
     if (byte >= group.arena && byte < group.arena + Threadgroup::kArenaBytes) {
         return access_threadgroup(thread, group, static_cast<std::size_t>(byte - group.arena), bytes, kind, pc);
@@ -281,7 +297,7 @@ std::optional<std::string> Checker::access(const Thread& thread, const Threadgro
         const Stamp now = stamp(thread, kind, pc, &Epochs::device);
         const auto conflict =
             device_shadows_[index]->access(static_cast<std::size_t>(byte - region.begin()), bytes, kind, now);
-        if (conflict) report_race(region.name(), "mem_device", *conflict, now, bytes);
+        if (conflict) judge_conflict(region.name(), "mem_device", *conflict, now, byte, bytes);
         return std::nullopt;
     }
     if (combining_ || is_service_memory(thread, group, byte)) return std::nullopt;

@@ -60,6 +60,9 @@ class Checker {
     // While a simdgroup's lanes are combined, code runs that reads and writes the stacks of all of them.
     void set_combining(bool combining) { combining_ = combining; }
 
+    // To be called when the last thread has returned.
+    void finish() { settle(); }
+
     // Judges an access to anything but the thread's own stack. Returns why the launch cannot go on, if it cannot.
     std::optional<std::string> access(const Thread& thread, const Threadgroup& group, const void* address,
                                       uint32_t bytes, Access kind, const void* pc);
@@ -71,13 +74,23 @@ class Checker {
         void advance(uint32_t memory_flags);
     };
 
+    // A write of what a lane of the same simdgroup wrote with the same instruction. Lanes write in lockstep, so that is
+    // sound if the value is the same too: known once the write has happened.
+    struct Rewrite {
+        const char* address;
+        std::string before;
+        std::string text;  // of the finding if the value differs
+        uint64_t place;
+    };
+
     uint64_t random();
+    void settle();
     uint32_t place(const void* pc) const {
         return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pc) - library_.base);
     }
     Stamp stamp(const Thread& thread, Access kind, const void* pc, uint32_t Epochs::* memory) const;
-    void report_race(const std::string& memory, const char* flag, const Shadow::Conflict& conflict, const Stamp& later,
-                     uint32_t bytes);
+    void judge_conflict(const std::string& memory, const char* flag, const Shadow::Conflict& conflict,
+                        const Stamp& later, const char* address, uint32_t bytes);
     std::size_t region_of(const char* address, uint32_t bytes);
     bool is_service_memory(const Thread& thread, const Threadgroup& group, const char* address) const;
     std::optional<std::string> access_threadgroup(const Thread& thread, const Threadgroup& group, std::size_t offset,
@@ -100,6 +113,7 @@ class Checker {
     Epochs epochs_;
     std::array<Epochs, kMaxThreads / kLanes> simdgroup_epochs_;
     bool combining_ = false;
+    std::optional<Rewrite> rewrite_;
 };
 
 }  // namespace simt

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <exception>
 #include <mutex>
 #include <system_error>
@@ -56,6 +57,26 @@ void accumulate(Counters& total, const Counters& part) {
     total.threadgroup_bytes_written += part.threadgroup_bytes_written;
 }
 
+// Asks a launch's `interrupted` at intervals that nobody waits through impatiently.
+class InterruptionCheck {
+  public:
+    explicit InterruptionCheck(const Launch& launch) : launch_(launch) {}
+
+    void operator()() {
+        const auto now = Clock::now();
+        if (now < next_) return;
+        if (launch_.interrupted()) throw LaunchInterrupted();
+        next_ = now + kInterval;
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    static constexpr std::chrono::milliseconds kInterval{100};
+
+    const Launch& launch_;
+    Clock::time_point next_ = Clock::now() + kInterval;
+};
+
 // A launch in progress: workers take the next threadgroup until none is left or one of them has failed.
 class Progress {
   public:
@@ -66,8 +87,9 @@ class Progress {
     const Counters& counters() const { return counters_; }
 
     // Never throws: it is the whole life of an OS thread.
-    void work() noexcept {
+    void work(bool is_calling_thread) noexcept {
         try {
+            InterruptionCheck check_interruption(launch_);
             const BorrowedWorker worker;
             prepare(*worker, launch_, counter_ != nullptr ? counting_api() : fast_api(), nullptr, counter_);
             const FaultGuard guard(worker->group());
@@ -75,6 +97,7 @@ class Progress {
                 if (!worker->run(position_in(grid_, next), launch_.threads, launch_.group_size)) {
                     throw LaunchError("kernel '" + std::string(launch_.kernel_name) + "': " + worker->group().error);
                 }
+                if (is_calling_thread) check_interruption();
             }
             const std::lock_guard<std::mutex> lock(mutex_);
             accumulate(counters_, worker->group().counters);
@@ -106,11 +129,11 @@ Counters run(const Launch& launch, const MemoryCounter* counter) {
     std::vector<std::thread> helpers;
     const uint64_t wanted = std::min<uint64_t>(launch.os_threads, progress.groups());
     try {
-        for (uint64_t i = 1; i < wanted; ++i) helpers.emplace_back([&] { progress.work(); });
+        for (uint64_t i = 1; i < wanted; ++i) helpers.emplace_back([&] { progress.work(false); });
     } catch (const std::system_error&) {
         // The system has no more threads to give: the ones there are do all the work.
     }
-    progress.work();
+    progress.work(true);
     for (std::thread& helper : helpers) helper.join();
     progress.rethrow_failure();
     return progress.counters();
@@ -188,6 +211,7 @@ std::vector<std::string> check_launch(const Launch& launch, const std::vector<Ar
     Findings findings;
     std::vector<Expectation> expectations;
     const Size grid = grid_of(launch);
+    InterruptionCheck check_interruption(launch);
     for (unsigned pass = 0; pass < 2 + random_schedules; ++pass) {
         const Schedule schedule = pass == 0 ? Schedule::forward : pass == 1 ? Schedule::backward : Schedule::random;
         const uint64_t pass_seed = seed + (pass < 2 ? 0 : pass - 2);
@@ -203,7 +227,9 @@ std::vector<std::string> check_launch(const Launch& launch, const std::vector<Ar
                 findings.add(worker->group().error);
                 return findings.texts();
             }
+            check_interruption();
         }
+        checker.finish();
         for (const Expectation& expectation : expectations) expectation.compare(schedule, pass_seed, findings);
         if (pass == 0) {
             for (Region& region : memory.regions()) expectations.emplace_back(region);

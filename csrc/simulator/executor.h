@@ -19,6 +19,7 @@ struct Launch {
     Size group_size;
     std::size_t threadgroup_bytes;  // the most threadgroup memory that the kernel may use
     unsigned os_threads;            // to spread threadgroups over, the calling one included
+    bool (*interrupted)();          // asked by the calling thread now and then: whether to give the launch up
 };
 
 // A launch that had to be given up.
@@ -27,7 +28,11 @@ class LaunchError : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Each of these runs a kernel to its end. They throw LaunchError, or std::system_error when the system refuses memory.
+// A launch that was given up because `interrupted` said so.
+class LaunchInterrupted : public std::exception {};
+
+// Each of these runs a kernel to its end. They throw LaunchError, LaunchInterrupted, or
+// std::system_error when the system refuses memory.
 
 void run_launch(const Launch& launch);
 

@@ -65,7 +65,7 @@ std::optional<Shadow::Conflict> Shadow::access(std::size_t offset, std::size_t b
         }
         if (earlier == nullptr && (kind == Access::write || kind == Access::atomic))
             earlier = cell.reads.conflict(stamp);
-        if (earlier != nullptr && !found) found = Conflict{*earlier, index * granule_};
+        if (earlier != nullptr && !found) found = Conflict{*earlier, index * granule_, granule_};
         switch (kind) {
             case Access::write:
                 cell.write = stamp;

@@ -51,7 +51,7 @@ class Shadow {
 
     struct Conflict {
         Stamp earlier;
-        std::size_t offset;
+        std::size_t offset, bytes;  // the first part of the range that is concerned
     };
     // Notes an access to a range. Returns an earlier one to a part of it that conflicts, if there is any.
     std::optional<Conflict> access(std::size_t offset, std::size_t bytes, Access kind, const Stamp& stamp);

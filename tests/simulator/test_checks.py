@@ -253,6 +253,15 @@ def test_finds_the_planted_fault_alone(case: Case) -> None:
     assert len(caught.value.findings) <= 21
 
 
+def test_lanes_may_write_the_same_value_in_lockstep() -> None:
+    text = HEADER + ROW_SUM.replace("if (t == 0) y", "if (simdgroup == 1) y")
+    with simulator.check():
+        Case(ROW_SUM, "", "", "", **TWO_ROWS).run(text)
+    different = text.replace("parts[3];", "parts[3] + lane;")
+    with pytest.raises(KernelCheckError, match=r"data race.*buffer 1 \('y'\)"), simulator.check():
+        Case(ROW_SUM, "", "", "", **TWO_ROWS).run(different)
+
+
 def test_reports_each_pair_of_lines_once_and_both_lines() -> None:
     text = HEADER + ROTATE.replace("threadgroup_barrier(mem_flags::mem_threadgroup);", "")
     with pytest.raises(KernelCheckError) as caught, simulator.check():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -174,6 +176,19 @@ def test_launches_from_several_python_threads() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_long_launch_can_be_interrupted(checked: bool) -> None:
+    kernel = simulator.compile_shader(
+        f"{HEADER}kernel void spin(device float* y) {{ for (int j = 0; j < 1000; ++j) y[0] = simd_sum(1.0f); }}"
+    ).spin
+    y = torch.zeros(1)
+    with simulator.check() if checked else contextlib.nullcontext():
+        kernel(y, threads=1)
+        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            kernel(y, threads=1 << 31, group_size=32)
 
 
 def _launch_in_child(results: multiprocessing.SimpleQueue[list[float]]) -> None:
