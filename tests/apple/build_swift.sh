@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Builds the stand-in for Metal, and swift/ unmodified against it: in_root.sh tests/apple/build_swift.sh [test]
+#
+# Both libraries come to lie in build/apple/lib, beside MetalRuntime.h, the C declarations that Swift's compiler wrote
+# for its exports. With the argument `test`, the tests in swift/Tests run as well.
+set -euo pipefail
+
+repository=$(realpath "$(dirname "$0")/../..")
+out=$repository/build/apple
+metal=$repository/tests/apple/metal
+lib=$out/lib
+mkdir -p "$lib"
+
+swift build --configuration release --package-path "$metal" --scratch-path "$out/metal"
+cp -u "$out/metal/release/libMetal.so" "$lib"
+
+runtime=(
+    --package-path "$repository/swift" --scratch-path "$out/runtime"
+    -Xswiftc -I"$out/metal/release/Modules" -Xswiftc -I"$metal/Sources/CStandin"
+    -Xlinker -L"$lib" -Xlinker -lMetal -Xlinker -rpath -Xlinker "$lib"
+)
+swift build --configuration release --product MetalRuntime "${runtime[@]}" \
+    -Xswiftc -emit-clang-header-path -Xswiftc "$lib/MetalRuntime.h"
+cp -u "$out/runtime/release/libMetalRuntime.so" "$lib"
+if [[ ${1:-} == test ]]; then
+    swift test "${runtime[@]}"
+fi
