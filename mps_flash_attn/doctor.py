@@ -1,0 +1,351 @@
+"""Examines this machine: what is there, and whether each kernel computes here what it has to, on each runtime.
+
+`examine` does the work and returns a `Report`; `header`, `line` and `summary` put it into words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib
+import math
+import os
+import pkgutil
+import platform
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import folders, ops
+from ._version import __version__
+from .launch import Capabilities
+from .runtime import base
+from .self_check import SelfCheck
+
+__all__ = [
+    "SCHEMA",
+    "TITLES",
+    "CacheState",
+    "CheckResult",
+    "Report",
+    "RuntimeState",
+    "Verdict",
+    "examine",
+    "header",
+    "line",
+    "operations",
+    "summary",
+]
+
+#: Version of `Report.as_json`; grows when a field changes its meaning or goes.
+SCHEMA = 1
+
+#: Of the random inputs: the same everywhere, so that two machines' reports can be compared.
+_SEED = 0
+
+
+class Verdict(enum.IntEnum):
+    """How an examination ended; the value is the exit code."""
+
+    FINE = 0
+    FAILED = 1
+    NOTHING_CHECKED = 2
+
+
+@dataclass(frozen=True)
+class RuntimeState:
+    """A runtime on this machine.
+
+    Attributes:
+        name: of the module in ``mps_flash_attn.runtime``.
+        device: type of the tensors that it serves.
+        serves: whether the package chooses it for that device.
+        unavailable: why it cannot be used, or ``None``.
+    """
+
+    name: str
+    device: str
+    serves: bool
+    unavailable: str | None
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """A folder of files that can be made again.
+
+    Attributes:
+        problem: why nothing can be added to it, or ``None``.
+    """
+
+    name: str
+    folder: str
+    files: int
+    bytes: int
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One kernel on one problem by one runtime.
+
+    Attributes:
+        output: the kernel's output that was closest to its bound.
+        error: largest absolute difference from the float64 reference; ``None`` if it is no number.
+        bound: the largest that is allowed.
+        prepare_ms: time to compile the kernel, or to find it compiled, and to launch it once.
+        launch_ms: time of a later launch, waited for.
+        failure: what went wrong, or ``None`` if the check passed.
+    """
+
+    operation: str
+    kernel: str
+    problem: str
+    dtype: str
+    runtime: str
+    device: str
+    output: str | None = None
+    error: float | None = None
+    bound: float | None = None
+    prepare_ms: float | None = None
+    launch_ms: float | None = None
+    failure: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.failure is None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `examine` found.
+
+    Attributes:
+        environment: system, GPU and versions by name.
+        compiler: what the simulator's compiler says of itself, or why there is none.
+        untested: what this examination says nothing about, one sentence each.
+    """
+
+    environment: dict[str, str]
+    compiler: str
+    caches: tuple[CacheState, ...]
+    runtimes: tuple[RuntimeState, ...]
+    checks: tuple[CheckResult, ...]
+    untested: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        if not self.checks:
+            return Verdict.NOTHING_CHECKED
+        return Verdict.FINE if all(check.passed for check in self.checks) else Verdict.FAILED
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a JSON object: its attributes, the ``schema`` and the ``verdict`` with its ``exit_code``."""
+        checks = [{**dataclasses.asdict(check), "passed": check.passed} for check in self.checks]
+        verdict = {"verdict": self.verdict.name.lower(), "exit_code": int(self.verdict)}
+        return {"schema": SCHEMA, **verdict, **dataclasses.asdict(self), "checks": checks}
+
+
+def examine(
+    devices: Iterable[str] | None = None,
+    *,
+    started: Callable[[Report], None] = lambda report: None,
+    checked: Callable[[CheckResult], None] = lambda result: None,
+) -> Report:
+    """Looks at this machine and runs every operation's checks on every runtime that it has.
+
+    Args:
+        devices: types of the devices whose runtimes are tried; all by default.
+        started: is given the report before its first check.
+        checked: is given each result as it comes: the first run compiles, which takes a while.
+
+    Raises:
+        ValueError: a device type that no runtime serves.
+    """
+    chosen = tuple(base.RUNTIMES if devices is None else devices)
+    for device in chosen:
+        if device not in base.RUNTIMES:
+            raise ValueError(f"devices contains {device!r}; accepted: {list(base.RUNTIMES)}")
+    runtimes = tuple(_runtime_state(name, device) for device in chosen for name in base.RUNTIMES[device])
+    report = Report(_environment(), _compiler(), _caches(), runtimes, (), tuple(_untested(runtimes)))
+    started(report)
+    results = []
+    for state in runtimes:
+        if state.unavailable is None:
+            for result in _check(state):
+                checked(result)
+                results.append(result)
+    return dataclasses.replace(report, caches=_caches(), checks=tuple(results))
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "package": f"mps-flash-attn {__version__}",
+        "system": platform.platform(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "GPU": _gpu(),
+        "Python": platform.python_version(),
+        "PyTorch": torch.__version__,
+    }
+
+
+def _gpu() -> str:
+    if not torch.backends.mps.is_available():
+        return "no Apple GPU"
+    if not hasattr(torch.backends.mps, "get_name"):  # older PyTorch
+        return "an Apple GPU"
+    return f"{torch.backends.mps.get_name()}, {torch.backends.mps.get_core_count()} cores"
+
+
+def _compiler() -> str:
+    try:
+        from .runtime.simulator.compiler import find_compiler
+
+        compiler = find_compiler()
+    except Exception as error:
+        return f"none: {error}"
+    return f"{' '.join(compiler.command)}: {compiler.version.splitlines()[0]}"
+
+
+def _caches() -> tuple[CacheState, ...]:
+    """The folders that runtimes keep, or the folder in which they will be made."""
+    root = folders.cache_root()
+    kept = [root / name for names in base.RUNTIMES.values() for name in names]
+    return tuple(_cache_state(folder) for folder in [folder for folder in kept if folder.is_dir()] or [root])
+
+
+def _cache_state(folder: Path) -> CacheState:
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    return CacheState(folder.name, str(folder), len(sizes), sum(sizes), _obstacle(folder))
+
+
+def _obstacle(folder: Path) -> str | None:
+    """What keeps files from being made in a folder, which itself may have to be made first."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        return f"{existing} is not a folder"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written to"
+
+
+def _runtime_state(name: str, device: str) -> RuntimeState:
+    try:
+        serving = base.for_device(device) is base.load(name)
+    except (ImportError, ValueError):
+        serving = False
+    try:
+        unavailable = base.load(name).unavailable()
+    except ImportError as error:
+        unavailable = f"it was not built, or lacks something: {error}"
+    return RuntimeState(name, device, serving, unavailable)
+
+
+def _untested(runtimes: Sequence[RuntimeState]) -> Iterator[str]:
+    for state in runtimes:
+        if state.unavailable is not None:
+            yield f"Runtime {state.name} ({state.device} tensors): {state.unavailable}."
+    if not any(state.device == "mps" and state.unavailable is None for state in runtimes):
+        yield (
+            "No Apple GPU took part: Apple's compiler has not seen the kernels, nothing has run through Metal, and the "
+            "times above say nothing about a GPU."
+        )
+
+
+def operations() -> Iterator[tuple[str, Callable[[Capabilities], Iterable[SelfCheck]]]]:
+    """The name of each operation, and what makes its checks."""
+    for module in pkgutil.iter_modules(ops.__path__):
+        if module.ispkg:
+            yield module.name, importlib.import_module(f"{ops.__name__}.{module.name}.self_checks").self_checks
+
+
+def _check(state: RuntimeState) -> Iterator[CheckResult]:
+    runtime = base.load(state.name)
+    for operation, self_checks in operations():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            checks = list(self_checks(runtime.CAPABILITIES))
+        for check in checks:
+            dtype = str(check.dtype).removeprefix("torch.")
+            result = CheckResult(operation, check.launch.kernel, check.problem, dtype, state.name, state.device)
+            yield dataclasses.replace(result, **_outcome(check, runtime, state.device))
+
+
+def _outcome(check: SelfCheck, runtime: base.Runtime, device: str) -> dict[str, Any]:
+    try:
+        measured = check.measure(runtime, device)
+    except Exception as error:  # whatever a driver raises is this kernel's failure, not the end of the examination
+        return {"failure": f"{type(error).__name__}: {error}"}
+    values = dataclasses.asdict(measured)
+    if not math.isfinite(measured.error):
+        values["error"] = None
+    if not measured.passed:
+        values["failure"] = f"{measured.output} differs by {measured.error:.2e}; allowed: {measured.bound:.2e}"
+    return values
+
+
+def header(report: Report) -> str:
+    """What was found, before the checks."""
+    facts = dict(report.environment)
+    facts["compiler"] = report.compiler
+    for cache in report.caches:
+        size = f"{cache.files} files, {cache.bytes / 2**20:.1f} MiB"
+        facts[f"cache {cache.name}"] = f"{cache.folder} ({size}{f'; {cache.problem}' if cache.problem else ''})"
+    for state in report.runtimes:
+        usable = "usable" if state.unavailable is None else f"not usable: {state.unavailable}"
+        chosen = f", serves {state.device} tensors" if state.serves and state.unavailable is None else ""
+        facts[f"runtime {state.name}"] = usable + chosen
+    width = max(map(len, facts))
+    return "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())
+
+
+_COLUMNS = "{:<6}  {:<10} {:<24}  {:<8}  {:<46}  {:>8}  {:>8}  {:>10}  {:>9}"
+
+#: The titles of what `line` returns.
+TITLES = _COLUMNS.format("", "runtime", "kernel", "dtype", "problem", "error", "bound", "prepare ms", "launch ms")
+
+
+def line(check: CheckResult) -> str:
+    """One check, in columns."""
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    return _COLUMNS.format(
+        "ok" if check.passed else "FAILED",
+        check.runtime,
+        check.kernel,
+        check.dtype,
+        check.problem,
+        number(check.error, ".1e"),
+        number(check.bound, ".1e"),
+        number(check.prepare_ms, ".1f"),
+        number(check.launch_ms, ".2f"),
+    )
+
+
+def summary(report: Report) -> str:
+    """What was not tested, what went wrong, and the verdict."""
+    parts = []
+    failures = Counter(check.failure for check in report.checks if check.failure is not None)
+    if failures:
+        parts += ["Failures:", *(_indented(f"{count} x {text}") for text, count in failures.items()), ""]
+    if report.untested:
+        parts += ["Not tested:", *map(_indented, report.untested), ""]
+    return "\n".join([*parts, _verdict(report)])
+
+
+def _indented(text: str) -> str:
+    return textwrap.indent(text, "  ")
+
+
+def _verdict(report: Report) -> str:
+    if report.verdict is Verdict.NOTHING_CHECKED:
+        return "NOTHING CHECKED: no runtime can be used on this machine; the reasons are above."
+    names = ", ".join(dict.fromkeys(check.runtime for check in report.checks))
+    if report.verdict is Verdict.FAILED:
+        failed = sum(not check.passed for check in report.checks)
+        return f"FAILED: {failed} of {len(report.checks)} checks, runtimes: {names}."
+    return f"OK: {len(report.checks)} checks passed, runtimes: {names}."
