@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "simulator/check_launch.h"
 #include "simulator/executor.h"
 
 namespace py = pybind11;
@@ -50,22 +51,22 @@ class Library {
         dladdr(dlsym(handle_, "simt_abi"), &info);
         const auto base = reinterpret_cast<uintptr_t>(info.dli_fbase);
 #if defined(__linux__)
-        simt::LibraryRange range{base, base, base};
+        simt::LibraryRange range{base, base};
         dl_iterate_phdr(
             [](dl_phdr_info* library, std::size_t, void* result) {
                 auto& found = *static_cast<simt::LibraryRange*>(result);
-                if (library->dlpi_addr != found.base) return 0;
+                if (library->dlpi_addr != found.begin) return 0;
                 for (int i = 0; i < library->dlpi_phnum; ++i) {
                     const auto& segment = library->dlpi_phdr[i];
                     if (segment.p_type != PT_LOAD) continue;
-                    found.end = std::max<uintptr_t>(found.end, found.base + segment.p_vaddr + segment.p_memsz);
+                    found.end = std::max<uintptr_t>(found.end, found.begin + segment.p_vaddr + segment.p_memsz);
                 }
                 return 1;
             },
             &range);
         return range;
 #else
-        return {base, base, base + kLargestLibrary};
+        return {base, base + kLargestLibrary};
 #endif
     }
 
@@ -167,8 +168,11 @@ class Kernel {
   private:
     simt::Launch describe(void* const* buffers, const py::tuple& threads, const py::tuple& group_size,
                           std::size_t threadgroup_bytes, unsigned os_threads) const {
-        return {kernel_,           name_.c_str(), buffers,       to_size(threads), to_size(group_size),
-                threadgroup_bytes, os_threads,    is_interrupted};
+        const simt::Size size = to_size(group_size);
+        const uint64_t group_threads = simt::count(size);
+        if (group_threads == 0 || group_threads > simt::kMaxThreads)
+            throw py::value_error("group_size is out of range");
+        return {kernel_, name_.c_str(), buffers, to_size(threads), size, threadgroup_bytes, os_threads, is_interrupted};
     }
 
     std::shared_ptr<Library> library_;

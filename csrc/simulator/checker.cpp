@@ -273,7 +273,7 @@ bool Checker::is_service_memory(const Thread& thread, const Threadgroup& group, 
     };
     return within(reinterpret_cast<const void*>(library_.begin), library_.end - library_.begin) ||
            within(group.logs_begin, static_cast<std::size_t>(group.logs_end - group.logs_begin)) ||
-           within(group.buffers, kMaxBuffers * sizeof(void*)) || within(thread.api, sizeof(Api));
+           within(group.launch->buffers, kMaxBuffers * sizeof(void*)) || within(thread.api, sizeof(Api));
 }
 
 std::optional<std::string> Checker::access(const Thread& thread, const Threadgroup& group, const void* address,

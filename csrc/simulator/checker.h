@@ -35,17 +35,14 @@ class Findings {
     std::vector<std::string> texts_;
 };
 
-// Where the kernel library lies in memory.
+// Where the kernel library lies in memory. Its debug information has addresses relative to the beginning.
 struct LibraryRange {
-    uintptr_t base;  // what addresses in debug information are relative to
     uintptr_t begin, end;
 };
 
 class Checker {
   public:
     Checker(GuardedMemory& memory, LibraryRange library, Schedule schedule, uint64_t seed, Findings& findings);
-
-    Schedule schedule() const { return schedule_; }
 
     // Chooses one bit of `candidates`, which is not 0.
     uint32_t pick(uint32_t candidates);
@@ -86,7 +83,7 @@ class Checker {
     uint64_t random();
     void settle();
     uint32_t place(const void* pc) const {
-        return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pc) - library_.base);
+        return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pc) - library_.begin);
     }
     Stamp stamp(const Thread& thread, Access kind, const void* pc, uint32_t Epochs::* memory) const;
     void judge_conflict(const std::string& memory, const char* flag, const Shadow::Conflict& conflict,

@@ -217,11 +217,12 @@ void* threadgroup_memory(Thread* thread, std::size_t bytes, std::size_t alignmen
     }
     if (index == group.array_count) {
         std::size_t offset = round_up(group.arena_used, alignment);
-        if (bytes > group.memory_limit || offset + bytes > group.memory_limit || index == Threadgroup::kMaxArrays) {
+        const std::size_t limit = group.launch->threadgroup_bytes;
+        if (bytes > limit || offset + bytes > limit || index == Threadgroup::kMaxArrays) {
             abandon(group, simdgroup.fibers[thread->lane],
                     "threadgroup memory: array '" + std::string(name) + "' at line " + std::to_string(line) +
                         " brings the total to " + std::to_string(offset + bytes) +
-                        " bytes of threadgroup memory; at most " + std::to_string(group.memory_limit) + " bytes in " +
+                        " bytes of threadgroup memory; at most " + std::to_string(limit) + " bytes in " +
                         std::to_string(Threadgroup::kMaxArrays) + " arrays are available");
         }
         group.arena_used = static_cast<uint32_t>(offset + bytes);
@@ -283,7 +284,7 @@ void run_thread(void* argument) {
     for (;;) {
         Simdgroup& simdgroup = simdgroup_of(thread);
         Threadgroup& group = *simdgroup.group;
-        group.kernel(group.buffers);
+        group.launch->kernel(group.launch->buffers);
         const uint32_t bit = uint32_t{1} << thread->lane;
         simdgroup.live &= ~bit;
         simdgroup.runnable &= ~bit;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "fiber.h"
+#include "launch.h"
 #include "simt.h"
 
 namespace simt {
@@ -55,10 +56,8 @@ struct Threadgroup {
     static constexpr std::size_t kRedZone = 256;                      // bytes around each array while checking
 
     // Of the launch.
-    Kernel kernel;
-    void* const* buffers;
-    std::size_t memory_limit;             // bytes of threadgroup memory that the launch may use
-    Size grid;                            // threadgroups of the launch
+    const Launch* launch;
+    Size grid;                            // threadgroups
     Checker* checker;                     // null unless the launch is checked
     const MemoryCounter* memory_counter;  // null unless the launch is counted
     Counters counters;                    // of all threadgroups that ran here

@@ -45,7 +45,8 @@ Thread* Worker::thread(uint32_t index) const {
     return thread_of_stack(reinterpret_cast<uintptr_t>(stacks_.begin()) + index * kStackBytes);
 }
 
-void Worker::prepare(const Api& api, uint32_t threads) {
+// Puts the first `threads` fibers to the start of their threads, those that are not there already.
+void Worker::make_startable(uint32_t threads) {
     for (; guarded_ < threads; ++guarded_) stacks_.forbid(guarded_ * kStackBytes, page_size());
     for (; startable_ < threads; ++startable_) {
         const uint32_t index = startable_;
@@ -61,11 +62,20 @@ void Worker::prepare(const Api& api, uint32_t threads) {
         prepare_fiber(simdgroup.fibers[self->lane], stacks_.begin() + index * kStackBytes + page_size(), self,
                       run_thread, self);
     }
+}
+
+void Worker::prepare(const Launch& launch, const Api& api, Checker* checker, const MemoryCounter* counter) {
+    const auto threads = static_cast<uint32_t>(count(launch.group_size));
+    make_startable(threads);
     Threadgroup& group = *group_;
     for (uint32_t index = 0; index < threads; ++index) {
         thread(index)->api = &api;
-        thread(index)->counters = group.memory_counter != nullptr ? &group.counters : nullptr;
+        thread(index)->counters = counter != nullptr ? &group.counters : nullptr;
     }
+    group.launch = &launch;
+    group.grid = grid_of(launch);
+    group.checker = checker;
+    group.memory_counter = counter;
     group.counters = {};
     group.arena_used = group.array_count = 0;
     group.size = {0, 0, 0};
@@ -73,10 +83,10 @@ void Worker::prepare(const Api& api, uint32_t threads) {
 }
 
 // Tells every thread its place in threadgroups of `size`.
-void Worker::lay_out(Size size, Size threads_per_grid, Size group_size) {
+void Worker::lay_out(Size size) {
     Threadgroup& group = *group_;
     group.size = size;
-    group.threads = size.x * size.y * size.z;
+    group.threads = static_cast<uint32_t>(count(size));
     group.simdgroups = (group.threads + kLanes - 1) / kLanes;
     for (uint32_t i = 0; i < group.simdgroups; ++i) {
         group.simdgroup[i].all = mask_of(std::min(kLanes, group.threads - i * kLanes));
@@ -85,22 +95,27 @@ void Worker::lay_out(Size size, Size threads_per_grid, Size group_size) {
         Thread& self = *thread(index);
         self.thread_position_in_threadgroup = {index % size.x, index / size.x % size.y, index / (size.x * size.y)};
         self.threads_per_threadgroup = size;
-        self.dispatch_threads_per_threadgroup = group_size;
-        self.threads_per_grid = threads_per_grid;
+        self.dispatch_threads_per_threadgroup = group.launch->group_size;
+        self.threads_per_grid = group.launch->threads;
         self.threadgroups_per_grid = group.grid;
         self.simdgroups = group.simdgroups;
         self.lanes = std::min(kLanes, group.threads - index / kLanes * kLanes);
     }
 }
 
-bool Worker::run(Size position, Size threads_per_grid, Size group_size) {
+bool Worker::run(uint64_t index) {
     Threadgroup& group = *group_;
-    const Size size = {std::min(group_size.x, threads_per_grid.x - position.x * group_size.x),
-                       std::min(group_size.y, threads_per_grid.y - position.y * group_size.y),
-                       std::min(group_size.z, threads_per_grid.z - position.z * group_size.z)};
-    if (std::memcmp(&size, &group.size, sizeof size) != 0) lay_out(size, threads_per_grid, group_size);
+    const Size& grid = group.grid;
+    const Size& most = group.launch->group_size;
+    const Size& threads = group.launch->threads;
+    const Size position = {static_cast<uint32_t>(index % grid.x), static_cast<uint32_t>(index / grid.x % grid.y),
+                           static_cast<uint32_t>(index / grid.x / grid.y)};
+    const Size size = {std::min(most.x, threads.x - position.x * most.x),
+                       std::min(most.y, threads.y - position.y * most.y),
+                       std::min(most.z, threads.z - position.z * most.z)};
+    if (std::memcmp(&size, &group.size, sizeof size) != 0) lay_out(size);
     group.position = position;
-    for (uint32_t index = 0; index < group.threads; ++index) thread(index)->threadgroup_position_in_grid = position;
+    for (uint32_t i = 0; i < group.threads; ++i) thread(i)->threadgroup_position_in_grid = position;
     run_threadgroup(group);
     if (group.error.empty()) return true;
     startable_ = 0;

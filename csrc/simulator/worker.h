@@ -12,18 +12,19 @@ class Worker {
   public:
     Worker();
 
-    // Makes the first `threads` fibers ready to run with the services of `api`.
-    void prepare(const Api& api, uint32_t threads);
+    // Makes ready to run threadgroups of a launch with the services of `api`. `checker` and `counter` may be null.
+    void prepare(const Launch& launch, const Api& api, Checker* checker, const MemoryCounter* counter);
 
-    // Runs the threadgroup at `position` of a grid. The part of its state that belongs to the launch must be set.
-    // Returns false when `group().error` says that the launch is given up.
-    bool run(Size position, Size threads_per_grid, Size group_size);
+    // Runs one threadgroup; `index` counts along x first. Returns false when `group().error` says that the launch is
+    // given up.
+    bool run(uint64_t index);
 
     Threadgroup& group() { return *group_; }
 
   private:
     Thread* thread(uint32_t index) const;
-    void lay_out(Size size, Size threads_per_grid, Size group_size);
+    void make_startable(uint32_t threads);
+    void lay_out(Size size);
 
     Reservation stacks_;
     Reservation logs_;
