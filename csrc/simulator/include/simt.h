@@ -13,9 +13,9 @@
 namespace simt {
 
 constexpr uint32_t kAbiVersion = 1;
-constexpr uint32_t kLanes = 32;                    // lanes of a simdgroup
-constexpr uint32_t kMaxThreads = 1024;             // threads of a threadgroup
-constexpr uint32_t kMaxBuffers = 31;               // buffer slots of a kernel
+constexpr uint32_t kLanes = 32;                            // lanes of a simdgroup
+constexpr uint32_t kMaxThreads = 1024;                     // threads of a threadgroup
+constexpr uint32_t kMaxBuffers = 31;                       // buffer slots of a kernel
 constexpr std::size_t kStackBytes = std::size_t{1} << 17;  // of one fiber; stacks are aligned to their size
 constexpr std::size_t kThreadBytes = 256;                  // room for the Thread of a stack
 
@@ -65,22 +65,22 @@ struct Api {
 // What a fiber knows of itself. Lives near the top of its stack, where `self()` finds it.
 struct Thread {
     const Api* api;
-    void* executor;                    // the executor's own state of this fiber
-    Counters* counters;                // of the launch; null unless the build counts
-    void* deferred;                    // a log of matrix products, kDeferredBytes long, that the simdgroup's lanes share
-    char* deferred_end;                // the shim's own: how far this lane has filled the log
-    char* deferred_limit;              // the shim's own: where the log is full
+    void* executor;        // the executor's own state of this fiber
+    Counters* counters;    // of the launch; null unless the build counts
+    void* deferred;        // a log of matrix products, kDeferredBytes long, that the simdgroup's lanes share
+    char* deferred_end;    // the shim's own: how far this lane has filled the log
+    char* deferred_limit;  // the shim's own: where the log is full
     Size thread_position_in_threadgroup;
     Size threadgroup_position_in_grid;
-    Size threads_per_threadgroup;      // of this threadgroup: smaller at the ragged edge of the grid
+    Size threads_per_threadgroup;  // of this threadgroup: smaller at the ragged edge of the grid
     Size dispatch_threads_per_threadgroup;
     Size threads_per_grid;
     Size threadgroups_per_grid;
-    uint32_t thread_index;             // in the threadgroup, x fastest
-    uint32_t lane;                     // in the simdgroup
-    uint32_t simdgroup;                // in the threadgroup
-    uint32_t simdgroups;               // of the threadgroup
-    uint32_t lanes;                    // of this simdgroup: 32 but for the last of a ragged threadgroup
+    uint32_t thread_index;  // in the threadgroup, x fastest
+    uint32_t lane;          // in the simdgroup
+    uint32_t simdgroup;     // in the threadgroup
+    uint32_t simdgroups;    // of the threadgroup
+    uint32_t lanes;         // of this simdgroup: 32 but for the last of a ragged threadgroup
 };
 
 constexpr std::size_t kDeferredBytes = std::size_t{1} << 17;  // aligned to 64
@@ -94,7 +94,9 @@ static_assert(sizeof(Thread) <= kThreadBytes, "a Thread must fit above its stack
 }
 
 // The running fiber. Stacks are aligned to kStackBytes, so the frame's address is enough.
-[[gnu::always_inline]] inline Thread* self() { return thread_of_stack(reinterpret_cast<uintptr_t>(__builtin_frame_address(0))); }
+[[gnu::always_inline]] inline Thread* self() {
+    return thread_of_stack(reinterpret_cast<uintptr_t>(__builtin_frame_address(0)));
+}
 
 // What a kernel library exports, beside one `Kernel` function per kernel:
 //   extern "C" const uint32_t simt_abi;                       == kAbiVersion
