@@ -1,7 +1,7 @@
 /* What the pretend MPS device asks of a stand-in for Metal: a shared library that exports these C functions.
  *
- * On a Mac the data pointer of an MPS storage is an id<MTLBuffer>, and PyTorch's stream hands out encoders of Metal. The
- * pretend device does the same with the stand-in's objects, which it knows as opaque pointers that it owns (a +1
+ * On a Mac the data pointer of an MPS storage is an id<MTLBuffer>, and PyTorch's stream hands out encoders of Metal.
+ * The pretend device does the same with the stand-in's objects, which it knows as opaque pointers that it owns (a +1
  * reference) until it gives them to standin_release.
  */
 #ifndef METAL_OBJECTS_H

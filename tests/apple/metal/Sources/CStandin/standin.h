@@ -9,8 +9,8 @@
 extern "C" {
 #endif
 
-/* What compiles texts and runs kernels. Texts go back through `reply`, which takes `capacity` bytes with the final zero:
- * on failure the reason. */
+/* What compiles texts and runs kernels. Texts go back through `reply`, which takes `capacity` bytes with the final
+ * zero: on failure the reason. */
 typedef struct {
     /* The number of a library, or 0. The reply is JSON: [{"name": "k", "buffers": [{"index": 0, "bytes": 4}]}], where
      * bytes is the alignment that the buffer's type needs. */
