@@ -10,7 +10,7 @@ import importlib.util
 import re
 import tempfile
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,10 @@ _ERASED_SPACES = frozenset({"device", "threadgroup", "thread", "threadgroup_imag
 _ADDRESS_SPACES = _ERASED_SPACES | {"constant"}
 _SPECIFIERS = frozenset({"static", "const", "constexpr", "volatile", "inline", "extern"})
 _ACCESS = frozenset({"public", "protected", "private"})
+_QUALIFIERS = _ADDRESS_SPACES | {"const", "volatile", "typename", "class"}
+_FUNDAMENTAL = frozenset(
+    {"bool", "char", "short", "int", "long", "unsigned", "signed", "float", "double", "half", "void"}
+)
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 _MARKER = re.compile(r'#\s*(?:line\s+)?(\d+)(?:\s+"([^"]*)")?')
@@ -225,11 +229,14 @@ class _Translator:
         self._constant_names: set[str] = set()
         self._kernels: list[KernelInfo] = []
         self._functions: dict[str, list[_Function]] = {}
+        self._instantiations: list[tuple[int, int]] = []
         self._members: set[str] = set()
         self._single_precision = "double" not in self._words
 
     def run(self) -> Translation:
         self._scope(0, len(self._words), inside_class=False)
+        for begin, stop in self._instantiations:  # last, as kernels may be declared before they are defined
+            self._instantiation(begin, stop)
         self._rewrite_words()
         self._strip_attributes()
         prologue = '#pragma GCC visibility push(hidden)\n#include "metal_stdlib"\n'
@@ -353,10 +360,12 @@ class _Translator:
             index += 1
         stop = min(index, end - 1)
         if words[begin] == "template" and self._host_name(begin, stop) is not None:
-            self._instantiation(begin, stop)
+            self._instantiations.append((begin, stop))
         elif body is not None:
             self._deduplicate(begin, body, stop, seen)
-        elif kind != "function" or parameters is None:
+        elif parameters is not None:
+            self._erase_kernel(begin, parameters)
+        else:
             self._variable(begin, stop, inside_class=inside_class)
         return index + 1
 
@@ -424,11 +433,9 @@ class _Translator:
     def _function(self, begin: int, parameters: int, brace: int, close: int) -> None:
         self._threadgroup_variables(brace, close)
         header = self._words[begin:parameters]
-        attributes = self._attributes(begin, parameters)
         if "kernel" not in header:
             return
-        if "kernel" not in attributes:
-            self._erase(begin + header.index("kernel"), begin + header.index("kernel"))
+        self._erase_kernel(begin, parameters)
         is_specialisation = header[:3] == ["template", "<", ">"]
         is_template = header[0] == "template" and not is_specialisation
         name_start, name = self._function_name(begin, parameters)
@@ -439,6 +446,12 @@ class _Translator:
             callee = self._rendered(name_start, parameters)
             thunk = self._thunk(host_name or name, function, callee, parameters)
             self._insert_after(close, thunk + self._resume(close))
+
+    def _erase_kernel(self, begin: int, parameters: int) -> None:
+        """Erases the word ``kernel`` before a function's parameters; the attribute goes with all others."""
+        for index in range(begin, parameters):
+            if self._words[index] == "kernel" and self._words[index - 1] not in ("[", ","):
+                self._erase(index, index)
 
     def _function_name(self, begin: int, parameters: int) -> tuple[int, str]:
         """Where the possibly qualified name before "(" starts, template arguments included, and its last part."""
@@ -715,18 +728,26 @@ class _Translator:
     def _deduplicate(self, begin: int, brace: int, close: int, seen: dict[str, tuple[str, ...]]) -> None:
         """Drops a definition that only address spaces tell from an earlier one."""
         header = self._words[begin:brace]
-        if not any(word in _ERASED_SPACES for word in header):
-            spaces: tuple[str, ...] = ()
-        else:
-            spaces = tuple(word for word in header if word in _ADDRESS_SPACES)
-        key = " ".join(_signature(header))
-        earlier = seen.setdefault(key, spaces)
+        spaces = tuple(word for word in header if word in _ADDRESS_SPACES)
+        earlier = seen.setdefault(self._signature(begin, brace), spaces)
         if earlier != spaces:
             self._erase(begin, close)
 
-
-def _signature(header: Iterable[str]) -> list[str]:
-    return [word for word in header if word not in _ERASED_SPACES]
+    def _signature(self, begin: int, brace: int) -> str:
+        """A definition's header as C++ compares it: without address spaces and names of parameters."""
+        kept: list[str] = []
+        for index in range(begin, brace):
+            word = "const" if self._words[index] == "constant" else self._words[index]
+            is_parameter = (
+                self._names[index]
+                and self._words[index + 1] in (",", ")", "=")
+                and (self._words[index - 1] in ("*", "&", ">") or self._names[index - 1])
+                and self._words[index - 1] not in _QUALIFIERS
+                and word not in _FUNDAMENTAL
+            )
+            if not is_parameter and word not in _ERASED_SPACES and kept[-1:] != [word]:
+                kept.append(word)
+        return " ".join(kept)
 
 
 def _join_directives(tokens: Sequence[Token]) -> list[Token]:

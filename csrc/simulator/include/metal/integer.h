@@ -7,10 +7,14 @@
 
 namespace metal {
 
-template <class T, enable_if_t<is_arithmetic_v<T>, int> = 0>
-SIMT_INLINE constexpr T abs(T x) {
-    return x < T(0) ? T(-x) : is_floating_point_v<T> && x == T(0) ? T(0) : x;
-}
+#define SIMT_ABS(T) \
+    SIMT_INLINE constexpr T abs(T x) { return x < T(0) ? static_cast<T>(-x) : x; }
+SIMT_FOR_INTEGERS(SIMT_ABS)
+#undef SIMT_ABS
+#define SIMT_ABS(T) \
+    SIMT_INLINE T abs(T x) { return fabs(x); }
+SIMT_FOR_FLOATS(SIMT_ABS)
+#undef SIMT_ABS
 
 #define SIMT_INTEGER_1(name, expression)                                                   \
     template <class T, enable_if_t<is_integral_v<T>, int> = 0>                             \
@@ -34,7 +38,7 @@ SIMT_INLINE constexpr T reverse_bits(T x) {
 
 #define SIMT_ELEMENTWISE_1(name)                                            \
     template <class T, int N>                                               \
-    SIMT_INLINE constexpr vec<T, N> name(vec<T, N> x) {                     \
+    SIMT_INLINE vec<T, N> name(vec<T, N> x) {                               \
         return simt::generate<N>([&](int i) { return name(x[i]); });        \
     }
 SIMT_ELEMENTWISE_1(abs)

@@ -46,29 +46,23 @@ SIMT_ELEMENTWISE_1(isnormal)
 SIMT_ELEMENTWISE_1(signbit)
 #undef SIMT_ELEMENTWISE_1
 
-namespace detail {
-// The type that two scalar arguments of a function are converted to.
-template <class A, class B>
-using common_t = remove_cv_t<remove_reference_t<decltype(declval<A>() + declval<B>())>>;
-template <class A, class B>
-using same_or_common_t = typename conditional_t<is_same_v<A, B>, std::common_type<A>, std::enable_if<true, common_t<A, B>>>::type;
-}  // namespace detail
-
 // Of a number and a NaN, the number. Two selections, of which CPUs have the first as an instruction; nobody predicts it.
-template <class A, class B, enable_if_t<is_arithmetic_v<A> && is_arithmetic_v<B>, int> = 0>
-SIMT_INLINE constexpr auto max(A a, B b) {
-    using T = detail::same_or_common_t<A, B>;
-    const auto x = simt::widen(static_cast<T>(a)), y = simt::widen(static_cast<T>(b));
-    const auto greater = x > y ? x : y;
-    return simt::narrow<T>(y == y ? greater : x);
-}
-template <class A, class B, enable_if_t<is_arithmetic_v<A> && is_arithmetic_v<B>, int> = 0>
-SIMT_INLINE constexpr auto min(A a, B b) {
-    using T = detail::same_or_common_t<A, B>;
-    const auto x = simt::widen(static_cast<T>(a)), y = simt::widen(static_cast<T>(b));
-    const auto less = x < y ? x : y;
-    return simt::narrow<T>(y == y ? less : x);
-}
+#define SIMT_MAX_MIN(T)                                             \
+    SIMT_INLINE constexpr T max(T a, T b) {                         \
+        const auto x = simt::widen(a), y = simt::widen(b);          \
+        const auto greater = x > y ? x : y;                         \
+        return simt::narrow<T>(y == y ? greater : x);               \
+    }                                                               \
+    SIMT_INLINE constexpr T min(T a, T b) {                         \
+        const auto x = simt::widen(a), y = simt::widen(b);          \
+        const auto less = x < y ? x : y;                            \
+        return simt::narrow<T>(y == y ? less : x);                  \
+    }                                                               \
+    SIMT_INLINE constexpr T clamp(T x, T low, T high) { return min(max(x, low), high); }
+SIMT_FOR_INTEGERS(SIMT_MAX_MIN)
+SIMT_FOR_FLOATS(SIMT_MAX_MIN)
+#undef SIMT_MAX_MIN
+
 #define SIMT_ELEMENTWISE_2(name)                                                                  \
     template <class T, int N>                                                                     \
     SIMT_INLINE constexpr vec<T, N> name(vec<T, N> x, vec<T, N> y) {                              \
@@ -86,16 +80,20 @@ SIMT_ELEMENTWISE_2(max)
 SIMT_ELEMENTWISE_2(min)
 #undef SIMT_ELEMENTWISE_2
 
-template <class A, class B>
-SIMT_INLINE constexpr auto max3(A a, A b, B c) {
+template <class T>
+SIMT_INLINE constexpr T max3(T a, T b, T c) {
     return max(max(a, b), c);
 }
-template <class A, class B>
-SIMT_INLINE constexpr auto min3(A a, A b, B c) {
+template <class T>
+SIMT_INLINE constexpr T min3(T a, T b, T c) {
     return min(min(a, b), c);
 }
-template <class T, class L, class H>
-SIMT_INLINE constexpr auto clamp(T x, L low, H high) {
+template <class T>
+SIMT_INLINE constexpr T median3(T a, T b, T c) {
+    return max(min(a, b), min(max(a, b), c));
+}
+template <class T, int N, class L, class H>
+SIMT_INLINE constexpr vec<T, N> clamp(vec<T, N> x, L low, H high) {
     return min(max(x, low), high);
 }
 

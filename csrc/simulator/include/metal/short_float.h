@@ -102,6 +102,10 @@ struct ShortFloat {
     template <class T>                                                                                                \
     SIMT_INLINE constexpr ShortFloat& operator op##=(T b) {                                                           \
         return *this = ShortFloat(*this op b);                                                                        \
+    }                                                                                                                 \
+    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>                                            \
+    friend SIMT_INLINE constexpr T& operator op##=(T& a, ShortFloat b) {                                              \
+        return a = static_cast<T>(a op b);                                                                            \
     }
     SIMT_ARITHMETIC(+)
     SIMT_ARITHMETIC(-)

@@ -84,8 +84,9 @@ struct Reduce {
     }
 };
 
-// For each lane, the reduction of the lanes before it, from the lowest on; with kInclusive its own value as well.
-template <class T, class F, bool kInclusive>
+// For each lane, the reduction of the lanes before it in its run of kWidth, from the first on; with kInclusive its own
+// value as well.
+template <class T, class F, uint32_t kWidth, bool kInclusive>
 struct Prefix {
     using Argument = T;
     using Result = T;
@@ -93,6 +94,7 @@ struct Prefix {
     static SIMT_UNCHECKED void run(Gathered<T>& lanes, T* results) {
         T sum = F::template identity<T>();
         for (uint32_t lane = 0; lane < kLanes; ++lane) {
+            if (lane % kWidth == 0) sum = F::template identity<T>();
             if (!lanes.has(lane)) continue;
             if (!kInclusive) results[lane] = sum;
             sum = F::apply(sum, lanes.value[lane]);
@@ -181,105 +183,255 @@ struct Xor {
     static SIMT_INLINE T apply(T a, T b) { return static_cast<T>(a ^ b); }
 };
 
+template <class Operation, uint32_t kWidth, class T>
+SIMT_INLINE T reduce(T value, const char* what, int line) {
+    return Collective<Reduce<T, Operation, kWidth>>::call(value, what, line);
+}
+template <class Operation, uint32_t kWidth, bool kInclusive, class T>
+SIMT_INLINE T prefix(T value, const char* what, int line) {
+    return Collective<Prefix<T, Operation, kWidth, kInclusive>>::call(value, what, line);
+}
 template <class T>
 SIMT_INLINE T shuffle(T value, uint32_t source, const char* what, int line) {
     return Collective<Shuffle<T>>::call({value, source}, what, line);
+}
+
+// Of a mask of lanes, those of the lane's own quad.
+SIMT_INLINE uint32_t quad_of(uint32_t lanes) { return lanes >> (self()->lane & ~3u) & 15; }
+
+// The lane's place in its run of `width` lanes (32 of a simdgroup, 4 of a quad), and the run's first lane.
+struct Place {
+    uint32_t own, first;
+
+    SIMT_INLINE explicit Place(uint32_t width) : own(self()->lane % width), first(self()->lane - own) {}
+};
+template <uint32_t kWidth>
+SIMT_INLINE uint32_t lane_at(ushort index) {
+    return index < kWidth ? Place(kWidth).first + index : kLanes;
+}
+template <uint32_t kWidth>
+SIMT_INLINE uint32_t lane_across(ushort mask) {
+    return mask < kWidth ? self()->lane ^ mask : kLanes;
+}
+template <uint32_t kWidth>
+SIMT_INLINE uint32_t lane_above(ushort delta) {
+    return self()->lane - (Place(kWidth).own >= delta ? delta : 0);
+}
+template <uint32_t kWidth>
+SIMT_INLINE uint32_t lane_below(ushort delta) {
+    return self()->lane + (Place(kWidth).own + delta < kWidth ? delta : 0);
+}
+SIMT_INLINE uint32_t lane_around(uint32_t width, int delta) {
+    const Place place(width);
+    return place.first + static_cast<uint32_t>(static_cast<int>(place.own + width) + delta % static_cast<int>(width)) % width;
+}
+
+template <uint32_t kWidth, class T>
+SIMT_INLINE T broadcast_first(T value, const char* what, int line) {
+    const uint32_t active = Collective<ActiveLanes>::call(true, what, line) >> Place(kWidth).first;
+    return shuffle(value, Place(kWidth).first + static_cast<uint32_t>(__builtin_ctz(active)), what, line);
+}
+
+// Shifted by `delta` within runs of `width` lanes; what is shifted in are the elements of `fill` that would follow.
+template <class T>
+SIMT_INLINE T shuffle_and_fill(T value, T fill, int delta, uint32_t width, const char* what, int line) {
+    const int source = static_cast<int>(Place(width).own) + delta;
+    const bool inside = source >= 0 && source < static_cast<int>(width);
+    const uint32_t lane = lane_around(width, delta);
+    const T shifted_in = shuffle(fill, lane, what, line);
+    const T shifted = shuffle(value, lane, what, line);
+    return inside ? shifted : shifted_in;
 }
 
 }  // namespace simt
 
 namespace metal {
 
-#define SIMT_REDUCTION(prefix, name, operation, width)                                                         \
-    template <class T>                                                                                         \
-    SIMT_INLINE T prefix##_##name(T value, int line = __builtin_LINE()) {                                      \
-        return simt::Collective<simt::Reduce<T, simt::operation, width>>::call(value, #prefix "_" #name, line); \
-    }
-#define SIMT_REDUCTIONS(prefix, width)             \
-    SIMT_REDUCTION(prefix, sum, Sum, width)        \
-    SIMT_REDUCTION(prefix, product, Multiply, width) \
-    SIMT_REDUCTION(prefix, max, Max, width)        \
-    SIMT_REDUCTION(prefix, min, Min, width)        \
-    SIMT_REDUCTION(prefix, and, And, width)        \
-    SIMT_REDUCTION(prefix, or, Or, width)          \
-    SIMT_REDUCTION(prefix, xor, Xor, width)
-SIMT_REDUCTIONS(simd, simt::kLanes)
-SIMT_REDUCTIONS(quad, 4)
-#undef SIMT_REDUCTIONS
-#undef SIMT_REDUCTION
+template <class T>
+SIMT_INLINE T simd_sum(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Sum, simt::kLanes>(value, "simd_sum", line);
+}
+template <class T>
+SIMT_INLINE T simd_product(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Multiply, simt::kLanes>(value, "simd_product", line);
+}
+template <class T>
+SIMT_INLINE T simd_max(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Max, simt::kLanes>(value, "simd_max", line);
+}
+template <class T>
+SIMT_INLINE T simd_min(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Min, simt::kLanes>(value, "simd_min", line);
+}
+template <class T>
+SIMT_INLINE T simd_and(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::And, simt::kLanes>(value, "simd_and", line);
+}
+template <class T>
+SIMT_INLINE T simd_or(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Or, simt::kLanes>(value, "simd_or", line);
+}
+template <class T>
+SIMT_INLINE T simd_xor(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Xor, simt::kLanes>(value, "simd_xor", line);
+}
 
-#define SIMT_PREFIX(name, operation, inclusive)                                                           \
-    template <class T>                                                                                    \
-    SIMT_INLINE T simd_##name(T value, int line = __builtin_LINE()) {                                     \
-        return simt::Collective<simt::Prefix<T, simt::operation, inclusive>>::call(value, "simd_" #name, line); \
-    }
-SIMT_PREFIX(prefix_inclusive_sum, Sum, true)
-SIMT_PREFIX(prefix_exclusive_sum, Sum, false)
-SIMT_PREFIX(prefix_inclusive_product, Multiply, true)
-SIMT_PREFIX(prefix_exclusive_product, Multiply, false)
-#undef SIMT_PREFIX
+template <class T>
+SIMT_INLINE T simd_prefix_inclusive_sum(T value, int line = __builtin_LINE()) {
+    return simt::prefix<simt::Sum, simt::kLanes, true>(value, "simd_prefix_inclusive_sum", line);
+}
+template <class T>
+SIMT_INLINE T simd_prefix_exclusive_sum(T value, int line = __builtin_LINE()) {
+    return simt::prefix<simt::Sum, simt::kLanes, false>(value, "simd_prefix_exclusive_sum", line);
+}
+template <class T>
+SIMT_INLINE T simd_prefix_inclusive_product(T value, int line = __builtin_LINE()) {
+    return simt::prefix<simt::Multiply, simt::kLanes, true>(value, "simd_prefix_inclusive_product", line);
+}
+template <class T>
+SIMT_INLINE T simd_prefix_exclusive_product(T value, int line = __builtin_LINE()) {
+    return simt::prefix<simt::Multiply, simt::kLanes, false>(value, "simd_prefix_exclusive_product", line);
+}
 
-// Shuffles within runs of `width` lanes: 32 for a simdgroup, 4 for a quad. `own` is the lane's place in its run.
-#define SIMT_SHUFFLES(prefix, width)                                                                                   \
-    template <class T>                                                                                                 \
-    SIMT_INLINE T prefix##_shuffle(T value, ushort lane, int line = __builtin_LINE()) {                                \
-        const uint32_t self = simt::self()->lane, own = self % width;                                                  \
-        return simt::shuffle(value, lane < width ? self - own + lane : simt::kLanes, #prefix "_shuffle", line);        \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    SIMT_INLINE T prefix##_broadcast(T value, ushort lane, int line = __builtin_LINE()) {                              \
-        return prefix##_shuffle(value, lane, line);                                                                    \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    SIMT_INLINE T prefix##_shuffle_xor(T value, ushort mask, int line = __builtin_LINE()) {                            \
-        const uint32_t self = simt::self()->lane;                                                                      \
-        return simt::shuffle(value, mask < width ? self ^ mask : simt::kLanes, #prefix "_shuffle_xor", line);          \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    SIMT_INLINE T prefix##_shuffle_up(T value, ushort delta, int line = __builtin_LINE()) {                            \
-        const uint32_t self = simt::self()->lane, own = self % width;                                                  \
-        return simt::shuffle(value, own >= delta ? self - delta : self, #prefix "_shuffle_up", line);                  \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    SIMT_INLINE T prefix##_shuffle_down(T value, ushort delta, int line = __builtin_LINE()) {                          \
-        const uint32_t self = simt::self()->lane, own = self % width;                                                  \
-        return simt::shuffle(value, own + delta < width ? self + delta : self, #prefix "_shuffle_down", line);         \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    SIMT_INLINE T prefix##_shuffle_rotate_up(T value, ushort delta, int line = __builtin_LINE()) {                     \
-        const uint32_t self = simt::self()->lane, own = self % width;                                                  \
-        return simt::shuffle(value, self - own + (own + width - delta % width) % width, #prefix "_shuffle_rotate_up",  \
-                             line);                                                                                    \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    SIMT_INLINE T prefix##_shuffle_rotate_down(T value, ushort delta, int line = __builtin_LINE()) {                   \
-        const uint32_t self = simt::self()->lane, own = self % width;                                                  \
-        return simt::shuffle(value, self - own + (own + delta) % width, #prefix "_shuffle_rotate_down", line);         \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    SIMT_INLINE T prefix##_shuffle_and_fill_up(T value, T fill, ushort delta, ushort modulo = width,                   \
-                                               int line = __builtin_LINE()) {                                          \
-        const uint32_t self = simt::self()->lane, own = self % modulo;                                                 \
-        /* Lanes below delta take the last delta elements of `fill`. */                                                \
-        const T wrapped = simt::shuffle(fill, self - own + (own + modulo - delta % modulo) % modulo,                   \
-                                        #prefix "_shuffle_and_fill_up", line);                                         \
-        const T moved = simt::shuffle(value, own >= delta ? self - delta : self, #prefix "_shuffle_and_fill_up", line); \
-        return own >= delta ? moved : wrapped;                                                                         \
-    }                                                                                                                  \
-    template <class T>                                                                                                 \
-    SIMT_INLINE T prefix##_shuffle_and_fill_down(T value, T fill, ushort delta, ushort modulo = width,                 \
-                                                 int line = __builtin_LINE()) {                                        \
-        const uint32_t self = simt::self()->lane, own = self % modulo;                                                 \
-        /* Lanes whose source lies beyond the end take the first delta elements of `fill`. */                          \
-        const bool inside = own + delta < modulo;                                                                      \
-        const T wrapped = simt::shuffle(fill, self - own + (own + delta) % modulo,                                     \
-                                        #prefix "_shuffle_and_fill_down", line);                                       \
-        const T moved = simt::shuffle(value, inside ? self + delta : self, #prefix "_shuffle_and_fill_down", line);    \
-        return inside ? moved : wrapped;                                                                               \
+template <class T>
+SIMT_INLINE T simd_shuffle(T value, ushort lane, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_at<simt::kLanes>(lane), "simd_shuffle", line);
+}
+template <class T>
+SIMT_INLINE T simd_broadcast(T value, ushort lane, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_at<simt::kLanes>(lane), "simd_broadcast", line);
+}
+template <class T>
+SIMT_INLINE T simd_shuffle_xor(T value, ushort mask, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_across<simt::kLanes>(mask), "simd_shuffle_xor", line);
+}
+template <class T>
+SIMT_INLINE T simd_shuffle_up(T value, ushort delta, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_above<simt::kLanes>(delta), "simd_shuffle_up", line);
+}
+template <class T>
+SIMT_INLINE T simd_shuffle_down(T value, ushort delta, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_below<simt::kLanes>(delta), "simd_shuffle_down", line);
+}
+template <class T>
+SIMT_INLINE T simd_shuffle_rotate_up(T value, ushort delta, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_around(simt::kLanes, -delta), "simd_shuffle_rotate_up", line);
+}
+template <class T>
+SIMT_INLINE T simd_shuffle_rotate_down(T value, ushort delta, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_around(simt::kLanes, delta), "simd_shuffle_rotate_down", line);
+}
+template <class T>
+SIMT_INLINE T simd_shuffle_and_fill_up(T value, T fill, ushort delta, ushort modulo = simt::kLanes, int line = __builtin_LINE()) {
+    return simt::shuffle_and_fill(value, fill, -delta, modulo, "simd_shuffle_and_fill_up", line);
+}
+template <class T>
+SIMT_INLINE T simd_shuffle_and_fill_down(T value, T fill, ushort delta, ushort modulo = simt::kLanes, int line = __builtin_LINE()) {
+    return simt::shuffle_and_fill(value, fill, delta, modulo, "simd_shuffle_and_fill_down", line);
+}
+template <class T>
+SIMT_INLINE T simd_broadcast_first(T value, int line = __builtin_LINE()) {
+    return simt::broadcast_first<simt::kLanes>(value, "simd_broadcast_first", line);
+}
+
+template <class T>
+SIMT_INLINE T quad_sum(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Sum, 4>(value, "quad_sum", line);
+}
+template <class T>
+SIMT_INLINE T quad_product(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Multiply, 4>(value, "quad_product", line);
+}
+template <class T>
+SIMT_INLINE T quad_max(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Max, 4>(value, "quad_max", line);
+}
+template <class T>
+SIMT_INLINE T quad_min(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Min, 4>(value, "quad_min", line);
+}
+template <class T>
+SIMT_INLINE T quad_and(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::And, 4>(value, "quad_and", line);
+}
+template <class T>
+SIMT_INLINE T quad_or(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Or, 4>(value, "quad_or", line);
+}
+template <class T>
+SIMT_INLINE T quad_xor(T value, int line = __builtin_LINE()) {
+    return simt::reduce<simt::Xor, 4>(value, "quad_xor", line);
+}
+
+template <class T>
+SIMT_INLINE T quad_prefix_inclusive_sum(T value, int line = __builtin_LINE()) {
+    return simt::prefix<simt::Sum, 4, true>(value, "quad_prefix_inclusive_sum", line);
+}
+template <class T>
+SIMT_INLINE T quad_prefix_exclusive_sum(T value, int line = __builtin_LINE()) {
+    return simt::prefix<simt::Sum, 4, false>(value, "quad_prefix_exclusive_sum", line);
+}
+template <class T>
+SIMT_INLINE T quad_prefix_inclusive_product(T value, int line = __builtin_LINE()) {
+    return simt::prefix<simt::Multiply, 4, true>(value, "quad_prefix_inclusive_product", line);
+}
+template <class T>
+SIMT_INLINE T quad_prefix_exclusive_product(T value, int line = __builtin_LINE()) {
+    return simt::prefix<simt::Multiply, 4, false>(value, "quad_prefix_exclusive_product", line);
+}
+
+template <class T>
+SIMT_INLINE T quad_shuffle(T value, ushort lane, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_at<4>(lane), "quad_shuffle", line);
+}
+template <class T>
+SIMT_INLINE T quad_broadcast(T value, ushort lane, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_at<4>(lane), "quad_broadcast", line);
+}
+template <class T>
+SIMT_INLINE T quad_shuffle_xor(T value, ushort mask, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_across<4>(mask), "quad_shuffle_xor", line);
+}
+template <class T>
+SIMT_INLINE T quad_shuffle_up(T value, ushort delta, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_above<4>(delta), "quad_shuffle_up", line);
+}
+template <class T>
+SIMT_INLINE T quad_shuffle_down(T value, ushort delta, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_below<4>(delta), "quad_shuffle_down", line);
+}
+template <class T>
+SIMT_INLINE T quad_shuffle_rotate_up(T value, ushort delta, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_around(4, -delta), "quad_shuffle_rotate_up", line);
+}
+template <class T>
+SIMT_INLINE T quad_shuffle_rotate_down(T value, ushort delta, int line = __builtin_LINE()) {
+    return simt::shuffle(value, simt::lane_around(4, delta), "quad_shuffle_rotate_down", line);
+}
+template <class T>
+SIMT_INLINE T quad_shuffle_and_fill_up(T value, T fill, ushort delta, ushort modulo = 4, int line = __builtin_LINE()) {
+    return simt::shuffle_and_fill(value, fill, -delta, modulo, "quad_shuffle_and_fill_up", line);
+}
+template <class T>
+SIMT_INLINE T quad_shuffle_and_fill_down(T value, T fill, ushort delta, ushort modulo = 4, int line = __builtin_LINE()) {
+    return simt::shuffle_and_fill(value, fill, delta, modulo, "quad_shuffle_and_fill_down", line);
+}
+template <class T>
+SIMT_INLINE T quad_broadcast_first(T value, int line = __builtin_LINE()) {
+    return simt::broadcast_first<4>(value, "quad_broadcast_first", line);
+}
+
+// Not as templates as well, where kernels are known to declare templates of the same name.
+#define SIMT_SCALAR_FUNCTIONS(T)                                                                          \
+    SIMT_INLINE T simd_sum(T value, int line = __builtin_LINE()) { return simd_sum<T>(value, line); }     \
+    SIMT_INLINE T simd_max(T value, int line = __builtin_LINE()) { return simd_max<T>(value, line); }     \
+    SIMT_INLINE T simd_min(T value, int line = __builtin_LINE()) { return simd_min<T>(value, line); }     \
+    SIMT_INLINE T simd_broadcast(T value, ushort lane, int line = __builtin_LINE()) {                     \
+        return simd_broadcast<T>(value, lane, line);                                                      \
     }
-SIMT_SHUFFLES(simd, simt::kLanes)
-SIMT_SHUFFLES(quad, 4u)
-#undef SIMT_SHUFFLES
+SIMT_FOR_INTEGERS(SIMT_SCALAR_FUNCTIONS)
+SIMT_FOR_FLOATS(SIMT_SCALAR_FUNCTIONS)
+#undef SIMT_SCALAR_FUNCTIONS
 
 // The lanes that voted yes.
 struct simd_vote {
@@ -309,16 +461,21 @@ SIMT_INLINE bool simd_is_first(int line = __builtin_LINE()) {
     const uint32_t active = simt::Collective<simt::ActiveLanes>::call(true, "simd_is_first", line);
     return static_cast<uint32_t>(__builtin_ctz(active)) == simt::self()->lane;
 }
-template <class T>
-SIMT_INLINE T simd_broadcast_first(T value, int line = __builtin_LINE()) {
-    const uint32_t active = simt::Collective<simt::ActiveLanes>::call(true, "simd_broadcast_first", line);
-    return simd_shuffle(value, static_cast<ushort>(__builtin_ctz(active)), line);
+SIMT_INLINE quad_vote quad_active_threads_mask(int line = __builtin_LINE()) {
+    return quad_vote(simt::quad_of(simt::Collective<simt::ActiveLanes>::call(true, "quad_active_threads_mask", line)));
+}
+SIMT_INLINE quad_vote quad_ballot(bool predicate, int line = __builtin_LINE()) {
+    return quad_vote(simt::quad_of(simt::Collective<simt::Ballot>::call(predicate, "quad_ballot", line)));
 }
 SIMT_INLINE bool quad_any(bool predicate, int line = __builtin_LINE()) {
-    return quad_or(static_cast<uint>(predicate), line) != 0;
+    return simt::quad_of(simt::Collective<simt::Ballot>::call(predicate, "quad_any", line)) != 0;
 }
 SIMT_INLINE bool quad_all(bool predicate, int line = __builtin_LINE()) {
-    return quad_and(static_cast<uint>(predicate), line) != 0;
+    return simt::quad_of(simt::Collective<simt::Ballot>::call(!predicate, "quad_all", line)) == 0;
+}
+SIMT_INLINE bool quad_is_first(int line = __builtin_LINE()) {
+    const uint32_t active = simt::quad_of(simt::Collective<simt::ActiveLanes>::call(true, "quad_is_first", line));
+    return static_cast<uint32_t>(__builtin_ctz(active)) == simt::self()->lane % 4;
 }
 
 }  // namespace metal

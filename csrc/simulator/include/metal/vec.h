@@ -240,6 +240,25 @@ struct packed_vec : simt::Components<T, N, 1> {
     SIMT_INLINE constexpr auto operator op(S a, vec<T, N> b) {                                               \
         return simt::generate<N>([&](int i) { return static_cast<T>(static_cast<T>(a) op b[i]); });          \
     }
+#define SIMT_PACKED(op)                                                                                      \
+    template <class T, int N, class U>                                                                       \
+    SIMT_INLINE constexpr auto operator op(packed_vec<T, N> a, U b) {                                        \
+        return vec<T, N>(a) op b;                                                                            \
+    }                                                                                                        \
+    template <class T, int N, class U, enable_if_t<is_arithmetic_v<U> || is_vec_v<U>, int> = 0>              \
+    SIMT_INLINE constexpr auto operator op(U a, packed_vec<T, N> b) {                                        \
+        return a op vec<T, N>(b);                                                                            \
+    }                                                                                                        \
+    template <class T, int N, class U>                                                                       \
+    SIMT_INLINE constexpr packed_vec<T, N>& operator op##=(packed_vec<T, N>& a, U b) {                       \
+        return a = vec<T, N>(a) op b;                                                                        \
+    }
+SIMT_PACKED(+)
+SIMT_PACKED(-)
+SIMT_PACKED(*)
+SIMT_PACKED(/)
+#undef SIMT_PACKED
+
 SIMT_BINARY(+)
 SIMT_BINARY(-)
 SIMT_BINARY(*)
