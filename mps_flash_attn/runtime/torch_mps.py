@@ -14,6 +14,8 @@ __all__ = ["CAPABILITIES", "compile_shader", "is_checking", "unavailable"]
 
 CAPABILITIES = Capabilities()
 
+_TOO_OLD = f"PyTorch {torch.__version__} has no torch.mps.compile_shader; 2.7 and newer have it"
+
 
 @functools.cache
 def compile_shader(source: str) -> Any:
@@ -22,6 +24,8 @@ def compile_shader(source: str) -> Any:
     Raises:
         KernelCompileError: with the Metal compiler's words.
     """
+    if not hasattr(torch.mps, "compile_shader"):
+        raise KernelCompileError(_TOO_OLD)
     try:
         return torch.mps.compile_shader(source)
     except (RuntimeError, SyntaxError) as error:
@@ -36,7 +40,7 @@ def is_checking() -> bool:
 def unavailable() -> str | None:
     """Why PyTorch cannot run Metal text here, if so."""
     if torch.backends.mps.is_available():
-        return None
+        return None if hasattr(torch.mps, "compile_shader") else _TOO_OLD
     if not torch.backends.mps.is_built():
         return "this PyTorch was built without the mps device, which exists on macOS alone"
     return "PyTorch finds no Apple GPU that it can use; it needs macOS 14 or newer on Apple silicon"
