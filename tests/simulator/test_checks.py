@@ -359,7 +359,7 @@ def test_what_lies_between_the_elements_of_one_tensor_may_be_anothers() -> None:
 def test_lists_of_tensors_are_checked_too() -> None:
     kernel = simulator.compile_shader(
         HEADER
-        + """kernel void gather(constant device float* const* xs, device float* y, constant uint& last,
+        + """kernel void gather(device float* constant* xs, device float* y, constant uint& last,
                                 uint i [[thread_position_in_grid]]) { y[i] = xs[0][i] + xs[1][i + last]; }"""
     )
     xs, y = [torch.randn(8), torch.randn(8)], torch.zeros(8)
@@ -445,3 +445,22 @@ def test_counts_are_the_same_on_any_number_of_threads(monkeypatch: pytest.Monkey
             Case(ROTATE, "", "", "", threads=3000, x=3000, y=3000).run(HEADER + ROTATE)
         totals.add(profile.total)
     assert len(totals) == 1
+
+
+def test_text_that_metal_rejects_is_a_finding() -> None:
+    pytest.importorskip("clang.cindex")
+    text = """#include <metal_stdlib>
+using namespace metal;
+inline float first({space} float* x) {{ return x[0]; }}
+kernel void copy(device float* x, device float* y, uint i [[thread_position_in_grid]]) {{
+    y[i] = first(x);
+}}
+"""
+    x, y = torch.ones(4), torch.zeros(4)
+    with simulator.check():
+        simulator.compile_shader(text.format(space="device")).copy(x, y, threads=4, group_size=4)
+    illegal = simulator.compile_shader(text.format(space="thread"))
+    with simulator.check(strict_parse=False):
+        illegal.copy(x, y, threads=4, group_size=4)
+    with pytest.raises(KernelCheckError, match=r"strict parse: kernel.metal:5:12: error: .*first"), simulator.check():
+        illegal.copy(x, y, threads=4, group_size=4)

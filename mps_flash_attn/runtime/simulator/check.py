@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import re
 import secrets
 import shutil
@@ -11,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...errors import KernelCheckError
-from . import observe
+from . import observe, strict
 from .compiler import INCLUDE
 
 __all__ = ["check", "is_checking"]
@@ -21,11 +23,14 @@ _MOST_FINDINGS = 20
 
 
 class _Checker:
-    def __init__(self, seed: int, random_schedules: int) -> None:
+    def __init__(self, seed: int, random_schedules: int, strict_parse: bool) -> None:
         self._seed = seed
         self._random_schedules = random_schedules
+        self._strict_parse = strict_parse
 
     def launch(self, launch: observe.Launch) -> None:
+        if self._strict_parse and launch.metal is not None and (illegal := _illegal(launch.metal)):
+            raise KernelCheckError(launch.name, illegal)
         findings = launch.kernel.check(
             launch.arguments,
             launch.threads,
@@ -39,10 +44,11 @@ class _Checker:
 
 
 @contextlib.contextmanager
-def check(*, seed: int | None = None, random_schedules: int = 1) -> Iterator[None]:
+def check(*, seed: int | None = None, random_schedules: int = 1, strict_parse: bool | None = None) -> Iterator[None]:
     """Checks every kernel that the calling thread launches on the simulator, its own and those of this package.
 
-    Each launch runs several times from the same inputs, its threads forward, backward and in random order, in a build
+    Its text is parsed strictly first, with real address spaces: what Apple's compiler would reject is a fault. Then
+    each launch runs several times from the same inputs, its threads forward, backward and in random order, in a build
     that reports each access to memory. These are faults:
 
     * two accesses to the same bytes of device or threadgroup memory, one of them a write, that no barrier with the
@@ -58,16 +64,28 @@ def check(*, seed: int | None = None, random_schedules: int = 1) -> Iterator[Non
     Args:
         seed: of the random orders; a fresh one by default. Messages name it where it matters.
         random_schedules: how many random orders to try.
+        strict_parse: whether to parse strictly; by default where libclang is installed (the extra ``check``).
 
     Raises:
         KernelCheckError: from the launch, listing what was found.
+        CompilerNotFoundError: from the launch, if ``strict_parse`` asks for a libclang that is not there.
 
     Example:
         >>> with check():
         ...     library.kernel(x, threads=1024)
     """
-    with observe.observing(_Checker(secrets.randbits(32) if seed is None else seed, random_schedules)):
+    if seed is None:
+        seed = secrets.randbits(32)
+    if strict_parse is None:
+        strict_parse = importlib.util.find_spec("clang") is not None
+    with observe.observing(_Checker(seed, random_schedules, strict_parse)):
         yield
+
+
+@functools.lru_cache(maxsize=256)
+def _illegal(metal: str) -> tuple[str, ...]:
+    """What the strict parse has against a text."""
+    return tuple(f"strict parse: {problem}" for problem in strict.diagnose(metal))
 
 
 def is_checking() -> bool:

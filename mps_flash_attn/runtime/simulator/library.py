@@ -106,6 +106,8 @@ class ShaderLibrary:
         extended = re.search(r"\bdouble\b", self._translation.text) is not None
         self._threadgroup_bytes = THREADGROUP_BYTES * (2 if extended else 1)
         self._infos = {info.name: info for info in self._translation.kernels}
+        # With the extension `double` the text is not Metal, and no Metal compiler has a say in it.
+        self._metal = None if extended else source
 
     def __getattr__(self, name: str) -> Kernel:
         infos: dict[str, KernelInfo] = self.__dict__.get("_infos", {})
@@ -213,6 +215,7 @@ class Kernel:
         observer.launch(
             observe.Launch(
                 self._info.name,
+                self._library._metal,
                 self._builds.get(Variant.CHECKED) or self._build(Variant.CHECKED),
                 arguments,
                 grid,

@@ -48,6 +48,7 @@ class Launch:
 
     Attributes:
         name: of the kernel.
+        metal: the Metal text of its library; None when it uses extensions of the simulator.
         kernel: its instrumented build.
         arguments: what fills its buffers, in order.
         threads: of the grid, in x, y, z.
@@ -57,6 +58,7 @@ class Launch:
     """
 
     name: str
+    metal: str | None
     kernel: _C.Kernel
     arguments: tuple[Argument, ...]
     threads: tuple[int, ...]
