@@ -620,6 +620,11 @@ class _Translator:
             name += 1
         if name >= last:
             return
+        alignment = ""
+        if self._words[first] == "alignas":
+            stop_alignment = self._closing[first + 1] + 1
+            alignment = f", {self._rendered(first + 1, stop_alignment)}"
+            first = stop_alignment
         kind = self._rendered(first, name)
         _, line = self._position(keyword)
         text = []
@@ -634,7 +639,7 @@ class _Translator:
             text.append(
                 f"typedef {kind} simt_type_of_{variable}{self._rendered(declarator + 1, end)}; "
                 f"simt_type_of_{variable}& {variable} = "
-                f'::simt::threadgroup_variable<simt_type_of_{variable}>("{variable}", {line})'
+                f'::simt::threadgroup_variable<simt_type_of_{variable}{alignment}>("{variable}", {line})'
             )
         self._replace(start, stop - 1, "; ".join(text))
 

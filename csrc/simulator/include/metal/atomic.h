@@ -58,18 +58,19 @@ namespace detail {
 template <class T, class F>
 SIMT_INLINE T update(volatile atomic<T>* object, F change) {
     T old = atomic_load_explicit(object, memory_order_relaxed);
-    while (!atomic_compare_exchange_weak_explicit(object, &old, change(old), memory_order_relaxed, memory_order_relaxed)) {
+    while (
+        !atomic_compare_exchange_weak_explicit(object, &old, change(old), memory_order_relaxed, memory_order_relaxed)) {
     }
     return old;
 }
 }  // namespace detail
 
 // Each returns the value before.
-#define SIMT_FETCH(name, expression)                                                                     \
-    template <class T, class U>                                                                          \
-    SIMT_INLINE T atomic_fetch_##name##_explicit(volatile atomic<T>* object, U operand, memory_order) {  \
-        const T y = static_cast<T>(operand);                                                             \
-        return detail::update(object, [&](T x) -> T { return expression; });                             \
+#define SIMT_FETCH(name, expression)                                                                    \
+    template <class T, class U>                                                                         \
+    SIMT_INLINE T atomic_fetch_##name##_explicit(volatile atomic<T>* object, U operand, memory_order) { \
+        const T y = static_cast<T>(operand);                                                            \
+        return detail::update(object, [&](T x) -> T { return expression; });                            \
     }
 SIMT_FETCH(add, x + y)
 SIMT_FETCH(sub, x - y)

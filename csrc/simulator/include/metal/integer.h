@@ -16,13 +16,13 @@ SIMT_FOR_INTEGERS(SIMT_ABS)
 SIMT_FOR_FLOATS(SIMT_ABS)
 #undef SIMT_ABS
 
-#define SIMT_INTEGER_1(name, expression)                                                   \
-    template <class T, enable_if_t<is_integral_v<T>, int> = 0>                             \
-    SIMT_INLINE constexpr T name(T x) {                                                    \
-        using Bits = make_unsigned_t<T>;                                                   \
-        [[maybe_unused]] constexpr int width = static_cast<int>(sizeof(T)) * 8;            \
-        [[maybe_unused]] const Bits bits = static_cast<Bits>(x);                           \
-        return static_cast<T>(expression);                                                 \
+#define SIMT_INTEGER_1(name, expression)                                        \
+    template <class T, enable_if_t<is_integral_v<T>, int> = 0>                  \
+    SIMT_INLINE constexpr T name(T x) {                                         \
+        using Bits = make_unsigned_t<T>;                                        \
+        [[maybe_unused]] constexpr int width = static_cast<int>(sizeof(T)) * 8; \
+        [[maybe_unused]] const Bits bits = static_cast<Bits>(x);                \
+        return static_cast<T>(expression);                                      \
     }
 SIMT_INTEGER_1(popcount, __builtin_popcountll(bits))
 SIMT_INTEGER_1(clz, bits == 0 ? width : __builtin_clzll(bits) - (64 - width))
@@ -36,10 +36,10 @@ SIMT_INLINE constexpr T reverse_bits(T x) {
     return static_cast<T>(to);
 }
 
-#define SIMT_ELEMENTWISE_1(name)                                            \
-    template <class T, int N>                                               \
-    SIMT_INLINE vec<T, N> name(vec<T, N> x) {                               \
-        return simt::generate<N>([&](int i) { return name(x[i]); });        \
+#define SIMT_ELEMENTWISE_1(name)                                     \
+    template <class T, int N>                                        \
+    SIMT_INLINE vec<T, N> name(vec<T, N> x) {                        \
+        return simt::generate<N>([&](int i) { return name(x[i]); }); \
     }
 SIMT_ELEMENTWISE_1(abs)
 SIMT_ELEMENTWISE_1(popcount)
@@ -49,15 +49,15 @@ SIMT_ELEMENTWISE_1(reverse_bits)
 #undef SIMT_ELEMENTWISE_1
 
 // Computed in twice the width, so that nothing overflows; `clip` brings the result back into T's range.
-#define SIMT_INTEGER_2(name, expression)                                                           \
-    template <class T, enable_if_t<is_integral_v<T>, int> = 0>                                     \
-    SIMT_INLINE constexpr T name(T a, T b) {                                                       \
-        const __int128 x = a, y = b;                                                               \
-        return static_cast<T>(expression);                                                         \
-    }                                                                                              \
-    template <class T, int N>                                                                      \
-    SIMT_INLINE constexpr vec<T, N> name(vec<T, N> a, vec<T, N> b) {                               \
-        return simt::generate<N>([&](int i) { return name(a[i], b[i]); });                         \
+#define SIMT_INTEGER_2(name, expression)                                   \
+    template <class T, enable_if_t<is_integral_v<T>, int> = 0>             \
+    SIMT_INLINE constexpr T name(T a, T b) {                               \
+        const __int128 x = a, y = b;                                       \
+        return static_cast<T>(expression);                                 \
+    }                                                                      \
+    template <class T, int N>                                              \
+    SIMT_INLINE constexpr vec<T, N> name(vec<T, N> a, vec<T, N> b) {       \
+        return simt::generate<N>([&](int i) { return name(a[i], b[i]); }); \
     }
 namespace detail {
 template <class T>
@@ -92,13 +92,16 @@ template <class T, enable_if_t<is_integral_v<T>, int> = 0>
 SIMT_INLINE constexpr T extract_bits(T x, uint offset, uint bits) {
     if (bits == 0) return 0;
     constexpr uint width = sizeof(T) * 8;
-    return static_cast<T>(static_cast<T>(static_cast<make_unsigned_t<T>>(x) << (width - bits - offset)) >> (width - bits));
+    return static_cast<T>(static_cast<T>(static_cast<make_unsigned_t<T>>(x) << (width - bits - offset)) >>
+                          (width - bits));
 }
 template <class T, enable_if_t<is_integral_v<T>, int> = 0>
 SIMT_INLINE constexpr T insert_bits(T base, T insert, uint offset, uint bits) {
     using Bits = make_unsigned_t<T>;
-    const Bits mask = static_cast<Bits>((bits == sizeof(T) * 8 ? ~Bits(0) : static_cast<Bits>((Bits(1) << bits) - 1)) << offset);
-    return static_cast<T>((static_cast<Bits>(base) & ~mask) | (static_cast<Bits>(static_cast<Bits>(insert) << offset) & mask));
+    const Bits mask =
+        static_cast<Bits>((bits == sizeof(T) * 8 ? ~Bits(0) : static_cast<Bits>((Bits(1) << bits) - 1)) << offset);
+    return static_cast<T>((static_cast<Bits>(base) & ~mask) |
+                          (static_cast<Bits>(static_cast<Bits>(insert) << offset) & mask));
 }
 
 }  // namespace metal

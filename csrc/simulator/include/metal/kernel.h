@@ -73,10 +73,10 @@ SIMT_INLINE uint32_t quadgroups_per_threadgroup() {
 }
 
 // The threadgroup variable `name` of type T, declared at `line`.
-template <class T>
+template <class T, std::size_t kAlignment = alignof(T)>
 SIMT_INLINE T& threadgroup_variable(const char* name, int line) {
     Thread* const thread = self();
-    return *static_cast<T*>(thread->api->threadgroup_memory(thread, sizeof(T), alignof(T), name, line));
+    return *static_cast<T*>(thread->api->threadgroup_memory(thread, sizeof(T), kAlignment, name, line));
 }
 
 }  // namespace simt

@@ -11,14 +11,14 @@ namespace metal {
 
 // A function `name` of one argument for each floating-point type and its vectors; `x` is its argument in float or
 // double, both of which `expression` must accept.
-#define SIMT_MATH_1(name, float_expression, double_expression)                                                    \
-    SIMT_INLINE float name(float x) { return float_expression; }                                                  \
-    SIMT_INLINE double name(double x) { return double_expression; }                                               \
-    SIMT_INLINE half name(half x) { return simt::narrow<half>(name(simt::widen(x))); }                            \
-    SIMT_INLINE bfloat name(bfloat x) { return bfloat(name(simt::widen(x))); }                                    \
-    template <class T, int N>                                                                                     \
-    SIMT_INLINE vec<T, N> name(vec<T, N> x) {                                                                     \
-        return simt::generate<N>([&](int i) { return name(x[i]); });                                              \
+#define SIMT_MATH_1(name, float_expression, double_expression)                         \
+    SIMT_INLINE float name(float x) { return float_expression; }                       \
+    SIMT_INLINE double name(double x) { return double_expression; }                    \
+    SIMT_INLINE half name(half x) { return simt::narrow<half>(name(simt::widen(x))); } \
+    SIMT_INLINE bfloat name(bfloat x) { return bfloat(name(simt::widen(x))); }         \
+    template <class T, int N>                                                          \
+    SIMT_INLINE vec<T, N> name(vec<T, N> x) {                                          \
+        return simt::generate<N>([&](int i) { return name(x[i]); });                   \
     }
 #define SIMT_BUILTIN_1(name) SIMT_MATH_1(name, __builtin_##name##f(x), __builtin_##name(x))
 
@@ -69,22 +69,22 @@ SIMT_MATH_1(tanpi, static_cast<float>(__builtin_tan(3.14159265358979323846 * __b
 #undef SIMT_MATH_1
 
 // The same for two arguments, of which either may be a scalar beside a vector.
-#define SIMT_MATH_2(name, float_expression, double_expression)                                                    \
-    SIMT_INLINE float name(float x, float y) { return float_expression; }                                         \
-    SIMT_INLINE double name(double x, double y) { return double_expression; }                                     \
-    SIMT_INLINE half name(half x, half y) { return simt::narrow<half>(name(simt::widen(x), simt::widen(y))); }    \
-    SIMT_INLINE bfloat name(bfloat x, bfloat y) { return bfloat(name(simt::widen(x), simt::widen(y))); }          \
-    template <class T, int N>                                                                                     \
-    SIMT_INLINE vec<T, N> name(vec<T, N> x, vec<T, N> y) {                                                        \
-        return simt::generate<N>([&](int i) { return name(x[i], y[i]); });                                        \
-    }                                                                                                             \
-    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                                  \
-    SIMT_INLINE vec<T, N> name(vec<T, N> x, S y) {                                                                \
-        return name(x, vec<T, N>(y));                                                                             \
-    }                                                                                                             \
-    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                                  \
-    SIMT_INLINE vec<T, N> name(S x, vec<T, N> y) {                                                                \
-        return name(vec<T, N>(x), y);                                                                             \
+#define SIMT_MATH_2(name, float_expression, double_expression)                                                 \
+    SIMT_INLINE float name(float x, float y) { return float_expression; }                                      \
+    SIMT_INLINE double name(double x, double y) { return double_expression; }                                  \
+    SIMT_INLINE half name(half x, half y) { return simt::narrow<half>(name(simt::widen(x), simt::widen(y))); } \
+    SIMT_INLINE bfloat name(bfloat x, bfloat y) { return bfloat(name(simt::widen(x), simt::widen(y))); }       \
+    template <class T, int N>                                                                                  \
+    SIMT_INLINE vec<T, N> name(vec<T, N> x, vec<T, N> y) {                                                     \
+        return simt::generate<N>([&](int i) { return name(x[i], y[i]); });                                     \
+    }                                                                                                          \
+    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                               \
+    SIMT_INLINE vec<T, N> name(vec<T, N> x, S y) {                                                             \
+        return name(x, vec<T, N>(y));                                                                          \
+    }                                                                                                          \
+    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                               \
+    SIMT_INLINE vec<T, N> name(S x, vec<T, N> y) {                                                             \
+        return name(vec<T, N>(x), y);                                                                          \
     }
 #define SIMT_BUILTIN_2(name) SIMT_MATH_2(name, __builtin_##name##f(x, y), __builtin_##name(x, y))
 
@@ -105,22 +105,22 @@ SIMT_MATH_2(divide, x / y, x / y)
 #undef SIMT_MATH_2
 
 // And for three.
-#define SIMT_MATH_3(name, float_expression, double_expression)                                      \
-    SIMT_INLINE float name(float x, float y, float z) { return float_expression; }                  \
-    SIMT_INLINE double name(double x, double y, double z) { return double_expression; }             \
-    SIMT_INLINE half name(half x, half y, half z) {                                                 \
-        return simt::narrow<half>(name(simt::widen(x), simt::widen(y), simt::widen(z)));            \
-    }                                                                                               \
-    SIMT_INLINE bfloat name(bfloat x, bfloat y, bfloat z) {                                         \
-        return bfloat(name(simt::widen(x), simt::widen(y), simt::widen(z)));                        \
-    }                                                                                               \
-    template <class T, int N>                                                                       \
-    SIMT_INLINE vec<T, N> name(vec<T, N> x, vec<T, N> y, vec<T, N> z) {                             \
-        return simt::generate<N>([&](int i) { return name(x[i], y[i], z[i]); });                    \
-    }                                                                                               \
-    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                    \
-    SIMT_INLINE vec<T, N> name(vec<T, N> x, vec<T, N> y, S z) {                                     \
-        return name(x, y, vec<T, N>(z));                                                            \
+#define SIMT_MATH_3(name, float_expression, double_expression)                           \
+    SIMT_INLINE float name(float x, float y, float z) { return float_expression; }       \
+    SIMT_INLINE double name(double x, double y, double z) { return double_expression; }  \
+    SIMT_INLINE half name(half x, half y, half z) {                                      \
+        return simt::narrow<half>(name(simt::widen(x), simt::widen(y), simt::widen(z))); \
+    }                                                                                    \
+    SIMT_INLINE bfloat name(bfloat x, bfloat y, bfloat z) {                              \
+        return bfloat(name(simt::widen(x), simt::widen(y), simt::widen(z)));             \
+    }                                                                                    \
+    template <class T, int N>                                                            \
+    SIMT_INLINE vec<T, N> name(vec<T, N> x, vec<T, N> y, vec<T, N> z) {                  \
+        return simt::generate<N>([&](int i) { return name(x[i], y[i], z[i]); });         \
+    }                                                                                    \
+    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>         \
+    SIMT_INLINE vec<T, N> name(vec<T, N> x, vec<T, N> y, S z) {                          \
+        return name(x, y, vec<T, N>(z));                                                 \
     }
 SIMT_MATH_3(fma, __builtin_fmaf(x, y, z), __builtin_fma(x, y, z))
 SIMT_MATH_3(mix, x + (y - x) * z, x + (y - x) * z)

@@ -78,26 +78,26 @@ SIMT_INLINE matrix<T, Rows, Cols> transpose(const matrix<T, Cols, Rows>& a) {
 
 }  // namespace metal
 
-#define SIMT_NAME_MATRICES(T)                    \
-    using T##2x2 = metal::matrix<T, 2, 2>;       \
-    using T##2x3 = metal::matrix<T, 2, 3>;       \
-    using T##2x4 = metal::matrix<T, 2, 4>;       \
-    using T##3x2 = metal::matrix<T, 3, 2>;       \
-    using T##3x3 = metal::matrix<T, 3, 3>;       \
-    using T##3x4 = metal::matrix<T, 3, 4>;       \
-    using T##4x2 = metal::matrix<T, 4, 2>;       \
-    using T##4x3 = metal::matrix<T, 4, 3>;       \
-    using T##4x4 = metal::matrix<T, 4, 4>;       \
-    namespace metal {                            \
-    using ::T##2x2;                              \
-    using ::T##2x3;                              \
-    using ::T##2x4;                              \
-    using ::T##3x2;                              \
-    using ::T##3x3;                              \
-    using ::T##3x4;                              \
-    using ::T##4x2;                              \
-    using ::T##4x3;                              \
-    using ::T##4x4;                              \
+#define SIMT_NAME_MATRICES(T)              \
+    using T##2x2 = metal::matrix<T, 2, 2>; \
+    using T##2x3 = metal::matrix<T, 2, 3>; \
+    using T##2x4 = metal::matrix<T, 2, 4>; \
+    using T##3x2 = metal::matrix<T, 3, 2>; \
+    using T##3x3 = metal::matrix<T, 3, 3>; \
+    using T##3x4 = metal::matrix<T, 3, 4>; \
+    using T##4x2 = metal::matrix<T, 4, 2>; \
+    using T##4x3 = metal::matrix<T, 4, 3>; \
+    using T##4x4 = metal::matrix<T, 4, 4>; \
+    namespace metal {                      \
+    using ::T##2x2;                        \
+    using ::T##2x3;                        \
+    using ::T##2x4;                        \
+    using ::T##3x2;                        \
+    using ::T##3x3;                        \
+    using ::T##3x4;                        \
+    using ::T##4x2;                        \
+    using ::T##4x3;                        \
+    using ::T##4x4;                        \
     }
 SIMT_NAME_MATRICES(float)
 SIMT_NAME_MATRICES(half)

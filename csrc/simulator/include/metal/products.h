@@ -46,8 +46,8 @@ struct ProductKind {
 // One entry of the log. Products into the same matrix form a chain and are summed in the chain's first entry.
 struct alignas(64) Product {
     const ProductKind* kind;
-    uint32_t chain;  // as in Waiting
-    int32_t line;    // of the Metal text
+    uint32_t chain;           // as in Waiting
+    int32_t line;             // of the Metal text
     Waiting* result[kLanes];  // in a chain's first entry: each lane's matrix
     alignas(64) char sum[kTileElements * sizeof(double)];
     alignas(64) char left[kTileElements * sizeof(double)];
@@ -99,9 +99,8 @@ SIMT_UNCHECKED inline void keep_rest(void* const* slots, uint32_t arrived, Produ
         log[i - done] = log[i];
         log[i - done].chain = chains[i];
     }
-    for_each_lane(arrived, [&](uint32_t lane) {
-        static_cast<Thread*>(slots[lane])->deferred_end -= done * sizeof(Product);
-    });
+    for_each_lane(arrived,
+                  [&](uint32_t lane) { static_cast<Thread*>(slots[lane])->deferred_end -= done * sizeof(Product); });
 }
 
 SIMT_INLINE bool has_avx2() {
@@ -150,7 +149,8 @@ SIMT_UNCHECKED inline void compute_products(void* const* slots, uint32_t arrived
 __attribute__((noinline)) inline void wait_for_products() {
     Thread* const thread = self();
     while (thread->deferred_end != thread->deferred) {
-        thread->api->collective(thread, compute_products, thread, "simdgroup_multiply_accumulate", log_of(thread)->line);
+        thread->api->collective(thread, compute_products, thread, "simdgroup_multiply_accumulate",
+                                log_of(thread)->line);
     }
 }
 

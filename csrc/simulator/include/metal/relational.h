@@ -34,10 +34,10 @@ SIMT_INLINE constexpr bool isordered(T x, T y) {
     return !isunordered(x, y);
 }
 
-#define SIMT_ELEMENTWISE_1(name)                                            \
-    template <class T, int N>                                               \
-    SIMT_INLINE constexpr auto name(vec<T, N> x) {                          \
-        return simt::generate<N>([&](int i) { return name(x[i]); });        \
+#define SIMT_ELEMENTWISE_1(name)                                     \
+    template <class T, int N>                                        \
+    SIMT_INLINE constexpr auto name(vec<T, N> x) {                   \
+        return simt::generate<N>([&](int i) { return name(x[i]); }); \
     }
 SIMT_ELEMENTWISE_1(isnan)
 SIMT_ELEMENTWISE_1(isinf)
@@ -46,35 +46,36 @@ SIMT_ELEMENTWISE_1(isnormal)
 SIMT_ELEMENTWISE_1(signbit)
 #undef SIMT_ELEMENTWISE_1
 
-// Of a number and a NaN, the number. Two selections, of which CPUs have the first as an instruction; nobody predicts it.
-#define SIMT_MAX_MIN(T)                                             \
-    SIMT_INLINE constexpr T max(T a, T b) {                         \
-        const auto x = simt::widen(a), y = simt::widen(b);          \
-        const auto greater = x > y ? x : y;                         \
-        return simt::narrow<T>(y == y ? greater : x);               \
-    }                                                               \
-    SIMT_INLINE constexpr T min(T a, T b) {                         \
-        const auto x = simt::widen(a), y = simt::widen(b);          \
-        const auto less = x < y ? x : y;                            \
-        return simt::narrow<T>(y == y ? less : x);                  \
-    }                                                               \
+// Of a number and a NaN, the number. Two selections, of which CPUs have the first as an instruction; nobody predicts
+// it.
+#define SIMT_MAX_MIN(T)                                    \
+    SIMT_INLINE constexpr T max(T a, T b) {                \
+        const auto x = simt::widen(a), y = simt::widen(b); \
+        const auto greater = x > y ? x : y;                \
+        return simt::narrow<T>(y == y ? greater : x);      \
+    }                                                      \
+    SIMT_INLINE constexpr T min(T a, T b) {                \
+        const auto x = simt::widen(a), y = simt::widen(b); \
+        const auto less = x < y ? x : y;                   \
+        return simt::narrow<T>(y == y ? less : x);         \
+    }                                                      \
     SIMT_INLINE constexpr T clamp(T x, T low, T high) { return min(max(x, low), high); }
 SIMT_FOR_INTEGERS(SIMT_MAX_MIN)
 SIMT_FOR_FLOATS(SIMT_MAX_MIN)
 #undef SIMT_MAX_MIN
 
-#define SIMT_ELEMENTWISE_2(name)                                                                  \
-    template <class T, int N>                                                                     \
-    SIMT_INLINE constexpr vec<T, N> name(vec<T, N> x, vec<T, N> y) {                              \
-        return simt::generate<N>([&](int i) { return name(x[i], y[i]); });                        \
-    }                                                                                             \
-    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                  \
-    SIMT_INLINE constexpr vec<T, N> name(vec<T, N> x, S y) {                                      \
-        return name(x, vec<T, N>(y));                                                             \
-    }                                                                                             \
-    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                  \
-    SIMT_INLINE constexpr vec<T, N> name(S x, vec<T, N> y) {                                      \
-        return name(vec<T, N>(x), y);                                                             \
+#define SIMT_ELEMENTWISE_2(name)                                                 \
+    template <class T, int N>                                                    \
+    SIMT_INLINE constexpr vec<T, N> name(vec<T, N> x, vec<T, N> y) {             \
+        return simt::generate<N>([&](int i) { return name(x[i], y[i]); });       \
+    }                                                                            \
+    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0> \
+    SIMT_INLINE constexpr vec<T, N> name(vec<T, N> x, S y) {                     \
+        return name(x, vec<T, N>(y));                                            \
+    }                                                                            \
+    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0> \
+    SIMT_INLINE constexpr vec<T, N> name(S x, vec<T, N> y) {                     \
+        return name(vec<T, N>(x), y);                                            \
     }
 SIMT_ELEMENTWISE_2(max)
 SIMT_ELEMENTWISE_2(min)

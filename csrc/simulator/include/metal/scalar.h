@@ -29,19 +29,8 @@ SIMT_INLINE constexpr To as_type(From value) {
 // Applies a macro to types. Metal declares its functions for each scalar type and not as templates, which decides
 // between them and templates of the same name that kernels declare.
 #define SIMT_FOR_INTEGERS(macro) \
-    macro(char)                  \
-    macro(uchar)                 \
-    macro(short)                 \
-    macro(ushort)                \
-    macro(int)                   \
-    macro(uint)                  \
-    macro(long)                  \
-    macro(ulong)
-#define SIMT_FOR_FLOATS(macro) \
-    macro(half)                \
-    macro(bfloat)              \
-    macro(float)               \
-    macro(double)
+    macro(char) macro(uchar) macro(short) macro(ushort) macro(int) macro(uint) macro(long) macro(ulong)
+#define SIMT_FOR_FLOATS(macro) macro(half) macro(bfloat) macro(float) macro(double)
 
 namespace metal {
 using ::bfloat;

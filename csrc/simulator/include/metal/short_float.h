@@ -83,29 +83,29 @@ struct ShortFloat {
     SIMT_INLINE constexpr ShortFloat& operator++() { return *this = *this + ShortFloat(1); }
     SIMT_INLINE constexpr ShortFloat& operator--() { return *this = *this - ShortFloat(1); }
 
-#define SIMT_ARITHMETIC(op)                                                                                           \
-    friend SIMT_INLINE constexpr ShortFloat operator op(ShortFloat a, ShortFloat b) {                                 \
-        return ShortFloat(Format::decode(a.bits) op Format::decode(b.bits));                                          \
-    }                                                                                                                 \
-    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>                                            \
-    friend SIMT_INLINE constexpr auto operator op(ShortFloat a, T b) {                                                \
-        return std::conditional_t<is_float_or_wider<T>, T, ShortFloat>(                                               \
-            static_cast<std::conditional_t<is_float_or_wider<T>, T, float>>(Format::decode(a.bits))                   \
-                op static_cast<std::conditional_t<is_float_or_wider<T>, T, float>>(b));                               \
-    }                                                                                                                 \
-    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>                                            \
-    friend SIMT_INLINE constexpr auto operator op(T a, ShortFloat b) {                                                \
-        return std::conditional_t<is_float_or_wider<T>, T, ShortFloat>(                                               \
-            static_cast<std::conditional_t<is_float_or_wider<T>, T, float>>(a)                                        \
-                op static_cast<std::conditional_t<is_float_or_wider<T>, T, float>>(Format::decode(b.bits)));          \
-    }                                                                                                                 \
-    template <class T>                                                                                                \
-    SIMT_INLINE constexpr ShortFloat& operator op##=(T b) {                                                           \
-        return *this = ShortFloat(*this op b);                                                                        \
-    }                                                                                                                 \
-    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>                                            \
-    friend SIMT_INLINE constexpr T& operator op##=(T& a, ShortFloat b) {                                              \
-        return a = static_cast<T>(a op b);                                                                            \
+#define SIMT_ARITHMETIC(op)                                                                                  \
+    friend SIMT_INLINE constexpr ShortFloat operator op(ShortFloat a, ShortFloat b) {                        \
+        return ShortFloat(Format::decode(a.bits) op Format::decode(b.bits));                                 \
+    }                                                                                                        \
+    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>                                   \
+    friend SIMT_INLINE constexpr auto operator op(ShortFloat a, T b) {                                       \
+        return std::conditional_t<is_float_or_wider<T>, T, ShortFloat>(                                      \
+            static_cast<std::conditional_t<is_float_or_wider<T>, T, float>>(Format::decode(a.bits))          \
+                op static_cast<std::conditional_t<is_float_or_wider<T>, T, float>>(b));                      \
+    }                                                                                                        \
+    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>                                   \
+    friend SIMT_INLINE constexpr auto operator op(T a, ShortFloat b) {                                       \
+        return std::conditional_t<is_float_or_wider<T>, T, ShortFloat>(                                      \
+            static_cast<std::conditional_t<is_float_or_wider<T>, T, float>>(a)                               \
+                op static_cast<std::conditional_t<is_float_or_wider<T>, T, float>>(Format::decode(b.bits))); \
+    }                                                                                                        \
+    template <class T>                                                                                       \
+    SIMT_INLINE constexpr ShortFloat& operator op## = (T b) {                                                \
+        return *this = ShortFloat(*this op b);                                                               \
+    }                                                                                                        \
+    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>                                   \
+    friend SIMT_INLINE constexpr T& operator op## = (T & a, ShortFloat b) {                                  \
+        return a = static_cast<T>(a op b);                                                                   \
     }
     SIMT_ARITHMETIC(+)
     SIMT_ARITHMETIC(-)
@@ -113,17 +113,17 @@ struct ShortFloat {
     SIMT_ARITHMETIC(/)
 #undef SIMT_ARITHMETIC
 
-#define SIMT_COMPARISON(op)                                                                                           \
-    friend SIMT_INLINE constexpr bool operator op(ShortFloat a, ShortFloat b) {                                       \
-        return Format::decode(a.bits) op Format::decode(b.bits);                                                      \
-    }                                                                                                                 \
-    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>                                            \
-    friend SIMT_INLINE constexpr bool operator op(ShortFloat a, T b) {                                                \
-        return Format::decode(a.bits) op b;                                                                           \
-    }                                                                                                                 \
-    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>                                            \
-    friend SIMT_INLINE constexpr bool operator op(T a, ShortFloat b) {                                                \
-        return a op Format::decode(b.bits);                                                                           \
+#define SIMT_COMPARISON(op)                                                     \
+    friend SIMT_INLINE constexpr bool operator op(ShortFloat a, ShortFloat b) { \
+        return Format::decode(a.bits) op Format::decode(b.bits);                \
+    }                                                                           \
+    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>      \
+    friend SIMT_INLINE constexpr bool operator op(ShortFloat a, T b) {          \
+        return Format::decode(a.bits) op b;                                     \
+    }                                                                           \
+    template <class T, std::enable_if_t<std::is_arithmetic_v<T>, int> = 0>      \
+    friend SIMT_INLINE constexpr bool operator op(T a, ShortFloat b) {          \
+        return a op Format::decode(b.bits);                                     \
     }
     SIMT_COMPARISON(==)
     SIMT_COMPARISON(!=)

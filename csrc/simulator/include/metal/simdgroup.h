@@ -33,7 +33,8 @@ struct Collective {
         Result results[kLanes];
         gathered.arrived = arrived;
         if (arrived == ~uint32_t{0}) {
-            for (uint32_t lane = 0; lane < kLanes; ++lane) gathered.value[lane] = static_cast<Slot*>(slots[lane])->argument;
+            for (uint32_t lane = 0; lane < kLanes; ++lane)
+                gathered.value[lane] = static_cast<Slot*>(slots[lane])->argument;
         } else {
             for (uint32_t lane = 0; lane < kLanes; ++lane) {
                 if (gathered.has(lane)) gathered.value[lane] = static_cast<Slot*>(slots[lane])->argument;
@@ -152,35 +153,53 @@ struct ActiveLanes {
 
 struct Sum {
     template <class T>
-    static SIMT_INLINE T apply(T a, T b) { return static_cast<T>(a + b); }
+    static SIMT_INLINE T apply(T a, T b) {
+        return static_cast<T>(a + b);
+    }
     template <class T>
-    static SIMT_INLINE T identity() { return T(0); }
+    static SIMT_INLINE T identity() {
+        return T(0);
+    }
 };
 struct Multiply {
     template <class T>
-    static SIMT_INLINE T apply(T a, T b) { return static_cast<T>(a * b); }
+    static SIMT_INLINE T apply(T a, T b) {
+        return static_cast<T>(a * b);
+    }
     template <class T>
-    static SIMT_INLINE T identity() { return T(1); }
+    static SIMT_INLINE T identity() {
+        return T(1);
+    }
 };
 struct Max {
     template <class T>
-    static SIMT_INLINE T apply(T a, T b) { return metal::max(a, b); }
+    static SIMT_INLINE T apply(T a, T b) {
+        return metal::max(a, b);
+    }
 };
 struct Min {
     template <class T>
-    static SIMT_INLINE T apply(T a, T b) { return metal::min(a, b); }
+    static SIMT_INLINE T apply(T a, T b) {
+        return metal::min(a, b);
+    }
 };
 struct And {
     template <class T>
-    static SIMT_INLINE T apply(T a, T b) { return static_cast<T>(a & b); }
+    static SIMT_INLINE T apply(T a, T b) {
+        return static_cast<T>(a & b);
+    }
 };
 struct Or {
     template <class T>
-    static SIMT_INLINE T apply(T a, T b) { return static_cast<T>(a | b); }
+    static SIMT_INLINE T apply(T a, T b) {
+        return static_cast<T>(a | b);
+    }
 };
 struct Xor {
     template <class T>
-    static SIMT_INLINE T apply(T a, T b) { return static_cast<T>(a ^ b); }
+    static SIMT_INLINE T apply(T a, T b) {
+        return static_cast<T>(a ^ b);
+    }
 };
 
 template <class Operation, uint32_t kWidth, class T>
@@ -223,7 +242,8 @@ SIMT_INLINE uint32_t lane_below(ushort delta) {
 }
 SIMT_INLINE uint32_t lane_around(uint32_t width, int delta) {
     const Place place(width);
-    return place.first + static_cast<uint32_t>(static_cast<int>(place.own + width) + delta % static_cast<int>(width)) % width;
+    return place.first +
+           static_cast<uint32_t>(static_cast<int>(place.own + width) + delta % static_cast<int>(width)) % width;
 }
 
 template <uint32_t kWidth, class T>
@@ -322,11 +342,13 @@ SIMT_INLINE T simd_shuffle_rotate_down(T value, ushort delta, int line = __built
     return simt::shuffle(value, simt::lane_around(simt::kLanes, delta), "simd_shuffle_rotate_down", line);
 }
 template <class T>
-SIMT_INLINE T simd_shuffle_and_fill_up(T value, T fill, ushort delta, ushort modulo = simt::kLanes, int line = __builtin_LINE()) {
+SIMT_INLINE T simd_shuffle_and_fill_up(T value, T fill, ushort delta, ushort modulo = simt::kLanes,
+                                       int line = __builtin_LINE()) {
     return simt::shuffle_and_fill(value, fill, -delta, modulo, "simd_shuffle_and_fill_up", line);
 }
 template <class T>
-SIMT_INLINE T simd_shuffle_and_fill_down(T value, T fill, ushort delta, ushort modulo = simt::kLanes, int line = __builtin_LINE()) {
+SIMT_INLINE T simd_shuffle_and_fill_down(T value, T fill, ushort delta, ushort modulo = simt::kLanes,
+                                         int line = __builtin_LINE()) {
     return simt::shuffle_and_fill(value, fill, delta, modulo, "simd_shuffle_and_fill_down", line);
 }
 template <class T>
@@ -413,7 +435,8 @@ SIMT_INLINE T quad_shuffle_and_fill_up(T value, T fill, ushort delta, ushort mod
     return simt::shuffle_and_fill(value, fill, -delta, modulo, "quad_shuffle_and_fill_up", line);
 }
 template <class T>
-SIMT_INLINE T quad_shuffle_and_fill_down(T value, T fill, ushort delta, ushort modulo = 4, int line = __builtin_LINE()) {
+SIMT_INLINE T quad_shuffle_and_fill_down(T value, T fill, ushort delta, ushort modulo = 4,
+                                         int line = __builtin_LINE()) {
     return simt::shuffle_and_fill(value, fill, delta, modulo, "quad_shuffle_and_fill_down", line);
 }
 template <class T>
@@ -422,12 +445,12 @@ SIMT_INLINE T quad_broadcast_first(T value, int line = __builtin_LINE()) {
 }
 
 // Not as templates as well, where kernels are known to declare templates of the same name.
-#define SIMT_SCALAR_FUNCTIONS(T)                                                                          \
-    SIMT_INLINE T simd_sum(T value, int line = __builtin_LINE()) { return simd_sum<T>(value, line); }     \
-    SIMT_INLINE T simd_max(T value, int line = __builtin_LINE()) { return simd_max<T>(value, line); }     \
-    SIMT_INLINE T simd_min(T value, int line = __builtin_LINE()) { return simd_min<T>(value, line); }     \
-    SIMT_INLINE T simd_broadcast(T value, ushort lane, int line = __builtin_LINE()) {                     \
-        return simd_broadcast<T>(value, lane, line);                                                      \
+#define SIMT_SCALAR_FUNCTIONS(T)                                                                      \
+    SIMT_INLINE T simd_sum(T value, int line = __builtin_LINE()) { return simd_sum<T>(value, line); } \
+    SIMT_INLINE T simd_max(T value, int line = __builtin_LINE()) { return simd_max<T>(value, line); } \
+    SIMT_INLINE T simd_min(T value, int line = __builtin_LINE()) { return simd_min<T>(value, line); } \
+    SIMT_INLINE T simd_broadcast(T value, ushort lane, int line = __builtin_LINE()) {                 \
+        return simd_broadcast<T>(value, lane, line);                                                  \
     }
 SIMT_FOR_INTEGERS(SIMT_SCALAR_FUNCTIONS)
 SIMT_FOR_FLOATS(SIMT_SCALAR_FUNCTIONS)

@@ -134,10 +134,10 @@ struct ProductOf {
         Row<Sum> right[kTile];
 #pragma GCC unroll 8
         for (uint32_t i = 0; i < kTile; ++i) {
-            *reinterpret_cast<Row<Sum>*>(left + i * kTile) = __builtin_convertvector(
-                widen_row(reinterpret_cast<const A*>(product.left) + i * kTile), Row<Sum>);
-            right[i] = __builtin_convertvector(
-                widen_row(reinterpret_cast<const B*>(product.right) + i * kTile), Row<Sum>);
+            *reinterpret_cast<Row<Sum>*>(left + i * kTile) =
+                __builtin_convertvector(widen_row(reinterpret_cast<const A*>(product.left) + i * kTile), Row<Sum>);
+            right[i] =
+                __builtin_convertvector(widen_row(reinterpret_cast<const B*>(product.right) + i * kTile), Row<Sum>);
         }
         Row<Sum>* const sums = reinterpret_cast<Row<Sum>*>(chain.sum);
         for (uint32_t first = 0; first < kTile; first += kRows) {
@@ -269,17 +269,20 @@ SIMT_INLINE void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d, const simdgrou
 }
 
 template <class T>
-SIMT_INLINE simdgroup_matrix<T, 8, 8> operator*(const simdgroup_matrix<T, 8, 8>& a, const simdgroup_matrix<T, 8, 8>& b) {
+SIMT_INLINE simdgroup_matrix<T, 8, 8> operator*(const simdgroup_matrix<T, 8, 8>& a,
+                                                const simdgroup_matrix<T, 8, 8>& b) {
     simdgroup_matrix<T, 8, 8> result;
     simdgroup_multiply(result, a, b);
     return result;
 }
 template <class T>
-SIMT_INLINE simdgroup_matrix<T, 8, 8> operator+(const simdgroup_matrix<T, 8, 8>& a, const simdgroup_matrix<T, 8, 8>& b) {
+SIMT_INLINE simdgroup_matrix<T, 8, 8> operator+(const simdgroup_matrix<T, 8, 8>& a,
+                                                const simdgroup_matrix<T, 8, 8>& b) {
     return simdgroup_matrix<T, 8, 8>(a.settled() + b.settled());
 }
 template <class T>
-SIMT_INLINE simdgroup_matrix<T, 8, 8> operator-(const simdgroup_matrix<T, 8, 8>& a, const simdgroup_matrix<T, 8, 8>& b) {
+SIMT_INLINE simdgroup_matrix<T, 8, 8> operator-(const simdgroup_matrix<T, 8, 8>& a,
+                                                const simdgroup_matrix<T, 8, 8>& b) {
     return simdgroup_matrix<T, 8, 8>(a.settled() - b.settled());
 }
 

@@ -54,8 +54,8 @@ using std::underlying_type_t;
 using std::void_t;
 
 template <class T>
-struct is_floating_point
-    : bool_constant<std::is_floating_point_v<T> || is_same_v<remove_cv_t<T>, half> || is_same_v<remove_cv_t<T>, bfloat>> {};
+struct is_floating_point : bool_constant<std::is_floating_point_v<T> || is_same_v<remove_cv_t<T>, half> ||
+                                         is_same_v<remove_cv_t<T>, bfloat>> {};
 template <class T>
 inline constexpr bool is_floating_point_v = is_floating_point<T>::value;
 

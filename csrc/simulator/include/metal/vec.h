@@ -47,10 +47,10 @@ struct SwizzleTarget {
         ((vector[I] = value[next++]), ...);
         return value;
     }
-#define SIMT_COMPOUND(op)                                 \
-    template <class U>                                    \
-    SIMT_INLINE constexpr Value operator op##=(U value) { \
-        return *this = Value(*this) op value;             \
+#define SIMT_COMPOUND(op)                                   \
+    template <class U>                                      \
+    SIMT_INLINE constexpr Value operator op## = (U value) { \
+        return *this = Value(*this) op value;               \
     }
     SIMT_COMPOUND(+)
     SIMT_COMPOUND(-)
@@ -65,29 +65,33 @@ struct SwizzleTarget {
 #undef SIMT_COMPOUND
 };
 
-// Components by name and by index, aligned to kAlignment elements.
+// Components by name and by index, aligned to kAlignment elements. There are 2, 3 or 4: what overload resolution looks
+// at in passing, such as a vector of 8 for a kernel's own rotate<float, 8>, has no names.
 template <class T, int N, int kAlignment>
-struct Components;
+struct Components {
+    T data[N];
+};
 
 #define SIMT_LIST(...) __VA_ARGS__
-#define SIMT_COMPONENTS(N, names, colours, initialiser, list)        \
-    template <class T, int kAlignment>                               \
+#define SIMT_COMPONENTS(N, names, colours, initialiser, list)             \
+    template <class T, int kAlignment>                                    \
     struct alignas(kAlignment * sizeof(T)) Components<T, N, kAlignment> { \
-        union {                                                      \
-            T data[N];                                               \
-            struct {                                                 \
-                T names;                                             \
-            };                                                       \
-            struct {                                                 \
-                T colours;                                           \
-            };                                                       \
-        };                                                           \
-        Components() = default;                                      \
-        SIMT_INLINE constexpr Components list : initialiser {}       \
+        union {                                                           \
+            T data[N];                                                    \
+            struct {                                                      \
+                T names;                                                  \
+            };                                                            \
+            struct {                                                      \
+                T colours;                                                \
+            };                                                            \
+        };                                                                \
+        Components() = default;                                           \
+        SIMT_INLINE constexpr Components list : initialiser {}            \
     };
 SIMT_COMPONENTS(2, SIMT_LIST(x, y), SIMT_LIST(r, g), SIMT_LIST(x(a), y(b)), (T a, T b))
 SIMT_COMPONENTS(3, SIMT_LIST(x, y, z), SIMT_LIST(r, g, b), SIMT_LIST(x(a), y(b), z(c)), (T a, T b, T c))
-SIMT_COMPONENTS(4, SIMT_LIST(x, y, z, w), SIMT_LIST(r, g, b, a), SIMT_LIST(x(a), y(b), z(c), w(d)), (T a, T b, T c, T d))
+SIMT_COMPONENTS(4, SIMT_LIST(x, y, z, w), SIMT_LIST(r, g, b, a), SIMT_LIST(x(a), y(b), z(c), w(d)),
+                (T a, T b, T c, T d))
 #undef SIMT_LIST
 #undef SIMT_COMPONENTS
 
@@ -97,7 +101,6 @@ namespace metal {
 
 template <class T, int N>
 struct vec : simt::Components<T, N, N == 2 ? 2 : 4> {
-    static_assert(N >= 2 && N <= 4, "vectors have 2, 3 or 4 elements");
     using element = T;
     using Base = simt::Components<T, N, N == 2 ? 2 : 4>;
 
@@ -179,10 +182,10 @@ struct vec : simt::Components<T, N, N == 2 ? 2 : 4> {
   public:
     static constexpr int width_of_vector = N;
 
-#define SIMT_COMPOUND(op)                                      \
-    template <class U>                                         \
-    SIMT_INLINE constexpr vec& operator op##=(const U& other) { \
-        return *this = *this op other;                         \
+#define SIMT_COMPOUND(op)                                         \
+    template <class U>                                            \
+    SIMT_INLINE constexpr vec& operator op## = (const U& other) { \
+        return *this = *this op other;                            \
     }
     SIMT_COMPOUND(+)
     SIMT_COMPOUND(-)
@@ -227,31 +230,31 @@ struct packed_vec : simt::Components<T, N, 1> {
 };
 
 // Metal converts the scalar operand to the vector's elements.
-#define SIMT_BINARY(op)                                                                                      \
-    template <class T, int N>                                                                                \
-    SIMT_INLINE constexpr auto operator op(vec<T, N> a, vec<T, N> b) {                                       \
-        return simt::generate<N>([&](int i) { return static_cast<T>(a[i] op b[i]); });                       \
-    }                                                                                                        \
-    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                             \
-    SIMT_INLINE constexpr auto operator op(vec<T, N> a, S b) {                                               \
-        return simt::generate<N>([&](int i) { return static_cast<T>(a[i] op static_cast<T>(b)); });          \
-    }                                                                                                        \
-    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                             \
-    SIMT_INLINE constexpr auto operator op(S a, vec<T, N> b) {                                               \
-        return simt::generate<N>([&](int i) { return static_cast<T>(static_cast<T>(a) op b[i]); });          \
+#define SIMT_BINARY(op)                                                                             \
+    template <class T, int N>                                                                       \
+    SIMT_INLINE constexpr auto operator op(vec<T, N> a, vec<T, N> b) {                              \
+        return simt::generate<N>([&](int i) { return static_cast<T>(a[i] op b[i]); });              \
+    }                                                                                               \
+    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                    \
+    SIMT_INLINE constexpr auto operator op(vec<T, N> a, S b) {                                      \
+        return simt::generate<N>([&](int i) { return static_cast<T>(a[i] op static_cast<T>(b)); }); \
+    }                                                                                               \
+    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                    \
+    SIMT_INLINE constexpr auto operator op(S a, vec<T, N> b) {                                      \
+        return simt::generate<N>([&](int i) { return static_cast<T>(static_cast<T>(a) op b[i]); }); \
     }
-#define SIMT_PACKED(op)                                                                                      \
-    template <class T, int N, class U>                                                                       \
-    SIMT_INLINE constexpr auto operator op(packed_vec<T, N> a, U b) {                                        \
-        return vec<T, N>(a) op b;                                                                            \
-    }                                                                                                        \
-    template <class T, int N, class U, enable_if_t<is_arithmetic_v<U> || is_vec_v<U>, int> = 0>              \
-    SIMT_INLINE constexpr auto operator op(U a, packed_vec<T, N> b) {                                        \
-        return a op vec<T, N>(b);                                                                            \
-    }                                                                                                        \
-    template <class T, int N, class U>                                                                       \
-    SIMT_INLINE constexpr packed_vec<T, N>& operator op##=(packed_vec<T, N>& a, U b) {                       \
-        return a = vec<T, N>(a) op b;                                                                        \
+#define SIMT_PACKED(op)                                                                         \
+    template <class T, int N, class U>                                                          \
+    SIMT_INLINE constexpr auto operator op(packed_vec<T, N> a, U b) {                           \
+        return vec<T, N>(a) op b;                                                               \
+    }                                                                                           \
+    template <class T, int N, class U, enable_if_t<is_arithmetic_v<U> || is_vec_v<U>, int> = 0> \
+    SIMT_INLINE constexpr auto operator op(U a, packed_vec<T, N> b) {                           \
+        return a op vec<T, N>(b);                                                               \
+    }                                                                                           \
+    template <class T, int N, class U>                                                          \
+    SIMT_INLINE constexpr packed_vec<T, N>& operator op## = (packed_vec<T, N> & a, U b) {       \
+        return a = vec<T, N>(a) op b;                                                           \
     }
 SIMT_PACKED(+)
 SIMT_PACKED(-)
@@ -271,18 +274,18 @@ SIMT_BINARY(<<)
 SIMT_BINARY(>>)
 #undef SIMT_BINARY
 
-#define SIMT_COMPARISON(op)                                                                           \
-    template <class T, int N>                                                                         \
-    SIMT_INLINE constexpr vec<bool, N> operator op(vec<T, N> a, vec<T, N> b) {                        \
-        return simt::generate<N>([&](int i) -> bool { return a[i] op b[i]; });                        \
-    }                                                                                                 \
-    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                      \
-    SIMT_INLINE constexpr vec<bool, N> operator op(vec<T, N> a, S b) {                                \
-        return simt::generate<N>([&](int i) -> bool { return a[i] op static_cast<T>(b); });           \
-    }                                                                                                 \
-    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>                      \
-    SIMT_INLINE constexpr vec<bool, N> operator op(S a, vec<T, N> b) {                                \
-        return simt::generate<N>([&](int i) -> bool { return static_cast<T>(a) op b[i]; });           \
+#define SIMT_COMPARISON(op)                                                                 \
+    template <class T, int N>                                                               \
+    SIMT_INLINE constexpr vec<bool, N> operator op(vec<T, N> a, vec<T, N> b) {              \
+        return simt::generate<N>([&](int i) -> bool { return a[i] op b[i]; });              \
+    }                                                                                       \
+    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>            \
+    SIMT_INLINE constexpr vec<bool, N> operator op(vec<T, N> a, S b) {                      \
+        return simt::generate<N>([&](int i) -> bool { return a[i] op static_cast<T>(b); }); \
+    }                                                                                       \
+    template <class T, int N, class S, enable_if_t<is_arithmetic_v<S>, int> = 0>            \
+    SIMT_INLINE constexpr vec<bool, N> operator op(S a, vec<T, N> b) {                      \
+        return simt::generate<N>([&](int i) -> bool { return static_cast<T>(a) op b[i]; }); \
     }
 SIMT_COMPARISON(==)
 SIMT_COMPARISON(!=)
@@ -294,10 +297,10 @@ SIMT_COMPARISON(&&)
 SIMT_COMPARISON(||)
 #undef SIMT_COMPARISON
 
-#define SIMT_UNARY(op)                                                              \
-    template <class T, int N>                                                       \
-    SIMT_INLINE constexpr vec<T, N> operator op(vec<T, N> a) {                      \
-        return simt::generate<N>([&](int i) { return static_cast<T>(op a[i]); });   \
+#define SIMT_UNARY(op)                                                            \
+    template <class T, int N>                                                     \
+    SIMT_INLINE constexpr vec<T, N> operator op(vec<T, N> a) {                    \
+        return simt::generate<N>([&](int i) { return static_cast<T>(op a[i]); }); \
     }
 SIMT_UNARY(+)
 SIMT_UNARY(-)
@@ -307,20 +310,20 @@ SIMT_UNARY(!)
 
 }  // namespace metal
 
-#define SIMT_NAME_VECTORS(T)                     \
-    using T##2 = metal::vec<T, 2>;               \
-    using T##3 = metal::vec<T, 3>;               \
-    using T##4 = metal::vec<T, 4>;               \
+#define SIMT_NAME_VECTORS(T)                       \
+    using T##2 = metal::vec<T, 2>;                 \
+    using T##3 = metal::vec<T, 3>;                 \
+    using T##4 = metal::vec<T, 4>;                 \
     using packed_##T##2 = metal::packed_vec<T, 2>; \
     using packed_##T##3 = metal::packed_vec<T, 3>; \
     using packed_##T##4 = metal::packed_vec<T, 4>; \
-    namespace metal {                            \
-    using ::T##2;                                \
-    using ::T##3;                                \
-    using ::T##4;                                \
-    using ::packed_##T##2;                       \
-    using ::packed_##T##3;                       \
-    using ::packed_##T##4;                       \
+    namespace metal {                              \
+    using ::T##2;                                  \
+    using ::T##3;                                  \
+    using ::T##4;                                  \
+    using ::packed_##T##2;                         \
+    using ::packed_##T##3;                         \
+    using ::packed_##T##4;                         \
     }
 SIMT_NAME_VECTORS(bool)
 SIMT_NAME_VECTORS(char)
