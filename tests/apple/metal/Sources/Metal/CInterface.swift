@@ -75,8 +75,10 @@ public func standinEndEncoding(_ encoder: UnsafeMutableRawPointer) -> UnsafePoin
     encoder.endEncoding()
     encoder.commandBuffer.commit()
     encoder.commandBuffer.waitUntilCompleted()
-    Validation.shared.forget(encoder.commandBuffer.faults)
-    return Words.hand((encoder.commandBuffer.error as NSError?)?.localizedDescription)
+    let faults = encoder.commandBuffer.faults
+    Validation.shared.forget(faults)
+    let error = (encoder.commandBuffer.error as NSError?)?.localizedDescription
+    return Words.hand(faults.isEmpty ? error : faults.joined(separator: "\n"))
 }
 
 @_cdecl("standin_release")
