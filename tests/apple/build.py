@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,9 @@ def cache_folder() -> Path:
     return folder
 
 
-def shared_library(name: str, sources: Sequence[Path], headers: Sequence[Path], flags: Sequence[str]) -> Path:
+def shared_library(
+    name: str, sources: Sequence[Path], headers: Sequence[Path], flags: Sequence[str], language: str = "none"
+) -> Path:
     """The path of the library ``name``, compiled against PyTorch unless that was done before.
 
     Args:
@@ -35,6 +36,7 @@ def shared_library(name: str, sources: Sequence[Path], headers: Sequence[Path], 
         sources: what is compiled.
         headers: what else decides the result.
         flags: passed to the compiler behind the sources.
+        language: of the sources; ``"none"`` goes by their names.
 
     Raises:
         RuntimeError: with the compiler's words.
@@ -43,11 +45,12 @@ def shared_library(name: str, sources: Sequence[Path], headers: Sequence[Path], 
     command = [
         *(compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"),
         *(f"-isystem{TORCH / 'include' / path}" for path in ("", "torch/csrc/api/include")),
-        *map(str, sources),
+        *("-x", language, *map(str, sources), "-x", "none"),
         *flags,
         *(f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"),
     ]
-    key = hashlib.sha256(repr((command, torch.__version__, shutil.which(compiler))).encode())
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    key = hashlib.sha256(repr((command, torch.__version__, version)).encode())
     for path in (*sources, *headers):
         key.update(path.read_bytes())
     library = cache_folder() / f"{key.hexdigest()[:24]}" / name

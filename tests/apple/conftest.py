@@ -1,7 +1,7 @@
 """Fixtures of the tests that pretend to be on a Mac; ``make check-apple`` runs them.
 
-Where ``PRETEND_MPS_METAL`` names a stand-in for Metal, they run through the runtime ``metal``, else through
-``torch_mps`` with the simulator in the place of ``torch.mps.compile_shader``.
+They go through the runtime ``metal`` and the stand-in for Metal behind it or, where ``MPS_FLASH_ATTN_CHECK_APPLE`` is
+``torch_mps``, through that one, with the simulator in the place of ``torch.mps.compile_shader``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from mps_flash_attn.runtime import base, torch_mps
 
 from . import mps
 
-#: Set by ``make check-apple``. The device, once loaded, stays for the rest of the process, so other tests go first.
-collect_ignore_glob = [] if os.environ.get("MPS_FLASH_ATTN_CHECK_APPLE") else ["test_mps_*.py"]
+_CHECKED = os.environ.get("MPS_FLASH_ATTN_CHECK_APPLE")
+
+#: The device stays in a process for good, so these are left out where other tests run.
+collect_ignore_glob = [] if _CHECKED else ["test_mps_*.py"]
 
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The pretend device and the runtime that serves it."""
-    mps.load()
-    forced = "metal" if os.environ.get(mps.METAL_VARIABLE) else "torch_mps"
+    forced = "torch_mps" if _CHECKED == "torch_mps" else "metal"
+    if forced == "metal":
+        mps.load_metal()
+    else:
+        mps.load()
     monkeypatch.setattr(torch.mps, "compile_shader", mps.compile_shader)
     monkeypatch.setenv(base.RUNTIME_VARIABLE, forced)
     _forget()

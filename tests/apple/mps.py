@@ -1,37 +1,71 @@
-"""A pretend ``mps`` device for PyTorch on Linux: tensors in the memory of a stand-in for Metal, operators on the CPU.
+"""A pretend ``mps`` device for PyTorch on Linux: operators run on the CPU, kernels on the simulator.
 
-`load` makes ``torch.randn(..., device="mps")`` work for the rest of the process. ``PRETEND_MPS_METAL`` names the shared
-library with the stand-in's objects; without it there are buffers but no encoders.
+`load` makes ``torch.randn(..., device="mps")`` work for the rest of the process, with buffers of plain memory and no
+encoders. After `load_metal` buffers and encoders are those of the stand-in for Metal, and the runtime ``metal`` launches
+on them.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Any
 
+import pybind11
 import torch
 from torch import Tensor
 
+import mps_flash_attn
 from mps_flash_attn.runtime import simulator
 
-from .build import HERE, shared_library
+from .build import HERE, ROOT, shared_library
+from .metal import native
 
-__all__ = ["METAL_VARIABLE", "compile_shader", "free_storage", "limit_memory", "load"]
+__all__ = ["compile_shader", "free_storage", "limit_memory", "load", "load_metal"]
 
-#: Environment variable with the path of the stand-in for Metal.
-METAL_VARIABLE = "PRETEND_MPS_METAL"
+_DISPATCH = HERE / "headers/dispatch/dispatch.h"
 
 
 @functools.cache
-def load() -> None:
-    """Builds and loads the device; PyTorch has it from then on."""
+def load() -> Path:
+    """Builds and loads the device; PyTorch has it from then on. Returns its library."""
     device = HERE / "device"
-    headers = [*device.glob("*.h"), HERE / "headers/dispatch/dispatch.h"]
-    library = shared_library(
-        "libpretend_mps.so", sorted(device.glob("*.cpp")), sorted(headers), [f"-I{HERE / 'headers'}"]
-    )
+    headers = [*sorted(device.glob("*.h")), _DISPATCH]
+    library = shared_library("libpretend_mps.so", sorted(device.glob("*.cpp")), headers, [f"-I{HERE / 'headers'}"])
     torch.ops.load_library(library)
     vars(torch._C)["_has_mps"] = True
+    return library
+
+
+@functools.cache
+def load_metal() -> None:
+    """Builds and loads the extension of the runtime ``metal``, with Swift and the stand-in for Metal behind it."""
+    os.environ["PRETEND_MPS_METAL"] = str(native.LIB / "libMetal.so")
+    native.load()
+    device = load()
+    csrc = ROOT / "csrc"
+    library = shared_library(
+        f"_metal{sysconfig.get_config_var('EXT_SUFFIX')}",
+        [csrc / "metal/torch_mps.mm"],
+        [csrc / "mfa.h", _DISPATCH],
+        [
+            *(f"-I{HERE / 'headers'}", f"-isystem{pybind11.get_include()}"),
+            f"-isystem{sysconfig.get_path('include')}",
+            *(f"-L{native.LIB}", "-lMetalRuntime", f"-Wl,-rpath,{native.LIB}", str(device), "-ltorch_python"),
+        ],
+        language="c++",
+    )
+    name = "mps_flash_attn._metal"
+    spec = importlib.util.spec_from_file_location(name, library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = vars(mps_flash_attn)["_metal"] = module
 
 
 def limit_memory(bytes_: int = 2**63 - 1) -> None:
