@@ -232,15 +232,12 @@ def _obstacle(folder: Path) -> str | None:
 
 
 def _runtime_state(name: str, device: str) -> RuntimeState:
+    unavailable = base.why_not(name)
     try:
-        serving = base.for_device(device) is base.load(name)
-    except (ImportError, ValueError):
-        serving = False
-    try:
-        unavailable = base.load(name).unavailable()
-    except ImportError as error:
-        unavailable = f"it was not built, or lacks something: {error}"
-    return RuntimeState(name, device, serving, unavailable)
+        serves = unavailable is None and base.for_device(device) is base.load(name)
+    except ValueError:  # the environment forces a runtime that cannot be used
+        serves = False
+    return RuntimeState(name, device, serves, unavailable)
 
 
 def _untested(runtimes: Sequence[RuntimeState]) -> Iterator[str]:
@@ -295,7 +292,7 @@ def header(report: Report) -> str:
         facts[f"cache {cache.name}"] = f"{cache.folder} ({size}{f'; {cache.problem}' if cache.problem else ''})"
     for state in report.runtimes:
         usable = "usable" if state.unavailable is None else f"not usable: {state.unavailable}"
-        chosen = f", serves {state.device} tensors" if state.serves and state.unavailable is None else ""
+        chosen = f", serves {state.device} tensors" if state.serves else ""
         facts[f"runtime {state.name}"] = usable + chosen
     width = max(map(len, facts))
     return "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())
