@@ -14,6 +14,7 @@
 #include <dispatch/dispatch.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/version.h>
 
 #include <array>
 #include <cstring>
@@ -369,6 +370,12 @@ void raise(MFAStatus status, const char* words) { PyErr_SetString(exception_type
 }  // namespace
 
 PYBIND11_MODULE(_metal, module) {
+    // PyTorch's C++ changes from release to release.
+    const auto running = py::module_::import("torch").attr("__version__").cast<std::string>();
+    if (running.substr(0, running.find('+')) != TORCH_VERSION) {
+        throw py::import_error("it was built for PyTorch " TORCH_VERSION ", this is " + running +
+                               ": install mps-flash-attn again");
+    }
     if (mfa_abi_version() != MFA_ABI_VERSION) {
         throw py::import_error("the Swift library has binary interface " + std::to_string(mfa_abi_version()) +
                                ", the extension " + std::to_string(MFA_ABI_VERSION) + ": build both anew");

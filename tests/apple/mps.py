@@ -1,8 +1,7 @@
 """A pretend ``mps`` device for PyTorch on Linux: operators run on the CPU, kernels on the simulator.
 
 `load` makes ``torch.randn(..., device="mps")`` work for the rest of the process, with buffers of plain memory and no
-encoders. After `load_metal` buffers and encoders are those of the stand-in for Metal, and the runtime ``metal`` launches
-on them.
+encoders. After `load_metal` buffers and encoders are those of the stand-in for Metal, and the runtime ``metal`` works.
 """
 
 from __future__ import annotations
