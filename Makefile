@@ -12,11 +12,12 @@ CPP_SOURCES := find csrc mps_flash_attn tests -type f \
                \( -name '*.h' -o -name '*.cpp' -o -name '*.metal' -o -path 'csrc/*/include/*' \) -print0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test check-apple lint format bench clean
 
 help:
 	@echo 'make demo     train a small GPT with our attention and with PyTorch'\''s, compare, plot to out/gpt_mini.png'
 	@echo 'make test     run every test, two at a time'
+	@echo 'make check-apple  build and run what is for Macs against stand-ins, in a Debian root with Swift; needs root'
 	@echo 'make lint     ruff, mypy --strict and clang-format; changes nothing'
 	@echo 'make format   let ruff and clang-format rewrite the sources'
 	@echo 'make bench    time and memory of attention beside PyTorch'\''s, results and plots in out/'
@@ -33,6 +34,15 @@ demo: $(INSTALLED)
 # Two workers share the cores: PyTorch's own threads would only wait for each other.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 15 $(ARGS)
+
+# The launches through Swift run in the Debian root; those through torch.mps.compile_shader, and what is compared with
+# downloads, run here.
+check-apple: $(INSTALLED)
+	tests/apple/in_root.sh tests/apple/build_swift.sh test
+	MPS_FLASH_ATTN_CHECK_APPLE=metal OMP_NUM_THREADS=1 tests/apple/in_root.sh \
+	    $(BIN)/python -m pytest -n 2 tests/apple --ignore tests/apple/metadata $(ARGS)
+	MPS_FLASH_ATTN_CHECK_APPLE=torch_mps OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -n 2 tests/apple --ignore tests/apple/metal $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

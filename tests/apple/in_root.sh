@@ -7,9 +7,11 @@ set -euo pipefail
 
 repository=$(realpath "$(dirname "$0")/../..")
 root=$("$repository/tests/apple/make_root.sh")
-python=${PYTHON:-$repository/.venv/bin/python}
+python=$repository/.venv/bin/python
 cache=${MPS_FLASH_ATTN_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/mps-flash-attn}
 mkdir -p "$cache"
+exec 9<"$(dirname "$root")/root.lock"
+flock --shared 9 # for as long as the command runs, nobody removes the root
 
 shared=("$repository" "$(realpath "$cache")" "$(realpath "${TMPDIR:-/tmp}")" /dev)
 if [[ -x $python ]]; then

@@ -11,7 +11,7 @@ readonly SUITE=trixie
 readonly MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 readonly PACKAGES=(
     swiftlang libc6-dev libstdc++-14-dev binutils # the Swift compiler and what it links with
-    clang-19 gobjc++ libgnustep-base-dev          # Objective-C++
+    clang-19 lld-19 gobjc++ libgnustep-base-dev   # Objective-C++, and the linker of Mach-O files
     g++ python3 ca-certificates                   # the simulator's compiler; the libraries that any Python needs
 )
 readonly CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/mps-flash-attn
@@ -36,13 +36,13 @@ done
 
 mkdir -p "$CACHE"
 exec 9>"$CACHE/root.lock"
-flock 9 # another run may be making it
+flock 9 # another run may be making it, or working in the one before
 if [[ -d $root ]]; then
     echo "$root"
     exit
 fi
 work=$CACHE/root-making
-rm -rf --one-file-system "$work" "$CACHE"/root-[0-9a-f]*
+rm -rf --one-file-system "$work"
 mkdir "$work"
 trap 'rm -rf --one-file-system "$work"' EXIT
 
@@ -62,5 +62,6 @@ unshare --mount -- "$mmdebstrap" --variant=apt --quiet --include="$packages" \
     "$SUITE" "$work/root" "$MIRROR" >&2 ||
     fail "mmdebstrap failed, see above; it downloads from $MIRROR (DEBIAN_MIRROR names another)"
 rm -rf "$work"/root/var/cache/apt/archives/*.deb
+rm -rf --one-file-system "$CACHE"/root-[0-9a-f]*
 mv -T "$work/root" "$root"
 echo "$root"

@@ -8,5 +8,6 @@ let package = Package(
     targets: [
         .systemLibrary(name: "CStandin"),
         .target(name: "Metal", dependencies: ["CStandin"]),
+        .testTarget(name: "MetalTests", dependencies: ["Metal"]),
     ]
 )

@@ -102,6 +102,8 @@ final class SimulatedComputeEncoder: NSObject, MTLComputeCommandEncoder, Releasa
     func release() {
         if isOpen { report("release: the encoder is open") }
         isReleased = true
+        pipeline = nil
+        bindings = []
     }
 
     private func accepts(_ call: String) -> Bool {
