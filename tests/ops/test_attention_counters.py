@@ -20,7 +20,7 @@ def profile(case: Case, dtype: torch.dtype) -> tuple[simulator.Profile, plan.Pro
             inputs.grad_out, inputs.grad_lse, *arguments, out, lse, inputs.scale, int(inputs.causal)
         )
     outputs = {"out": out, "grad_out": inputs.grad_out, "dq": dq, "dk": dk, "dv": dv}
-    return counts, function._problem(*arguments, inputs.scale, int(inputs.causal), **outputs)
+    return counts, function.describe(*arguments, inputs.scale, int(inputs.causal), **outputs)
 
 
 def test_causal_skips_nearly_half_the_products(seed: int) -> None:
