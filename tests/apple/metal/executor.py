@@ -138,7 +138,7 @@ def _table() -> _Executor:
 
 
 def install(path: Path, *, simulate: bool = True) -> None:
-    """Gives the stand-in in the library ``path`` the simulator, or takes it away: then kernels are found and never run."""
+    """Gives the stand-in in the library ``path`` the simulator, or takes it away: then kernels never run."""
     metal = ctypes.CDLL(str(path))
     metal.standin_set_executor.argtypes = (ctypes.POINTER(_Executor),)
     metal.standin_set_executor.restype = None

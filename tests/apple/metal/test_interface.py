@@ -30,7 +30,9 @@ def _compile(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
 
 def _exported_declarations() -> str:
     """C declarations of the exports, as Swift's compiler wrote them."""
-    lines = re.findall(r"^SWIFT_EXTERN (.*?) SWIFT_NOEXCEPT.*;$", (native.LIB / "MetalRuntime.h").read_text(), re.MULTILINE)
+    lines = re.findall(
+        r"^SWIFT_EXTERN (.*?) SWIFT_NOEXCEPT.*;$", (native.LIB / "MetalRuntime.h").read_text(), re.MULTILINE
+    )
     return "".join(f"{line};\n" for line in lines)
 
 
@@ -122,7 +124,9 @@ def test_an_error_belongs_to_its_thread(metal: native.Runtime) -> None:
 
 def test_a_compile_error_keeps_the_compilers_words(metal: native.Runtime) -> None:
     broken = distinct(SCALE.replace("factor;", "factr;"))
-    with pytest.raises(native.MetalError, match=r"(?s)kernel 'scale' did not compile.*factr.*MTLLibraryErrorDomain 3") as error:
+    with pytest.raises(
+        native.MetalError, match=r"(?s)kernel 'scale' did not compile.*factr.*MTLLibraryErrorDomain 3"
+    ) as error:
         metal.kernel(broken, "scale")
     assert error.value.status == 2
     assert metal.kernel(SCALE, "scale") > 0

@@ -116,9 +116,8 @@ def test_an_offset_beyond_the_buffer_is_refused(metal: native.Runtime) -> None:
 def test_the_validation_finds_what_only_a_kernel_knows(
     metal: native.Runtime, offset: int, indices: tuple[int, int], words: str
 ) -> None:
-    with metal.buffer(64) as x:
-        with pytest.raises(native.MetalError, match=words):
-            metal.run(_scale(metal, x.pointer, buffers=[(x.pointer, offset)], indices=indices))
+    with metal.buffer(64) as x, pytest.raises(native.MetalError, match=words):
+        metal.run(_scale(metal, x.pointer, buffers=[(x.pointer, offset)], indices=indices))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ kernel void greedy(device float* x [[buffer(0)]], uint i [[thread_position_in_th
     x[i] = shared[i];
 }
 """)
-    with metal.buffer(64) as x, pytest.raises(native.MetalError, match="32772|32768"):
+    with metal.buffer(64) as x, pytest.raises(native.MetalError, match=r"32772|32768"):
         metal.run(native.Launch(metal.kernel(text, "greedy"), [(x.pointer, 0)], (), (4, 1, 1), (4, 1, 1)))
 
 

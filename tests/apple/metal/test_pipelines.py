@@ -168,9 +168,7 @@ def _empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, _replace, _empty])
-def test_a_damaged_archive_is_made_anew(
-    archives: Path, metal: native.Runtime, damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_archive_is_made_anew(archives: Path, metal: native.Runtime, damage: Callable[[Path], None]) -> None:
     text = distinct()
     number = metal.kernel(text, "scale")
     (archive,) = _files(archives)
