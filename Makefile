@@ -15,14 +15,14 @@ CPP_SOURCES := find csrc mps_flash_attn tests -type f \
 .PHONY: help install demo test check-apple lint format bench clean
 
 help:
-	@echo 'make demo     train a small GPT with our attention and with PyTorch'\''s, compare, plot to out/gpt_mini.png'
-	@echo 'make test     run every test, two at a time'
+	@echo 'make demo         train a small GPT with our attention and with PyTorch'\''s, compare, plot to out/gpt_mini.png'
+	@echo 'make test         run every test, two at a time'
 	@echo 'make check-apple  build and run what is for Macs against stand-ins, in a Debian root with Swift; needs root'
-	@echo 'make lint     ruff, mypy --strict and clang-format; changes nothing'
-	@echo 'make format   let ruff and clang-format rewrite the sources'
-	@echo 'make bench    time and memory of attention beside PyTorch'\''s, results and plots in out/'
-	@echo 'make install  only set up the virtual environment in $(VENV)'
-	@echo 'make clean    remove $(VENV), build products and out/ (compiled kernels stay in the user'\''s cache folder)'
+	@echo 'make lint         ruff, mypy --strict and clang-format; changes nothing'
+	@echo 'make format       let ruff and clang-format rewrite the sources'
+	@echo 'make bench        time and memory of attention beside PyTorch'\''s, results and plots in out/'
+	@echo 'make install      only set up the virtual environment in $(VENV)'
+	@echo 'make clean        remove $(VENV), build products and out/ (compiled kernels stay in the user'\''s cache folder)'
 	@echo
 	@echo 'Arguments:  make demo ARGS="--steps 50"   make test ARGS="-k causal"   make install PYTHON=python3.12'
 
