@@ -196,9 +196,10 @@ def _environment() -> dict[str, str]:
 def _gpu() -> str:
     if not torch.backends.mps.is_available():
         return "no Apple GPU"
-    if not hasattr(torch.backends.mps, "get_name"):  # older PyTorch
+    try:
+        return f"{torch.backends.mps.get_name()}, {torch.backends.mps.get_core_count()} cores"
+    except AttributeError:  # older PyTorch cannot tell
         return "an Apple GPU"
-    return f"{torch.backends.mps.get_name()}, {torch.backends.mps.get_core_count()} cores"
 
 
 def _compiler() -> str:
