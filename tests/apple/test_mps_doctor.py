@@ -11,6 +11,7 @@ from mps_flash_attn import cli
 from mps_flash_attn.runtime import base
 
 
+@pytest.mark.usefixtures("device")
 def test_every_kernel_passes_on_every_runtime(capsys: pytest.CaptureFixture[str]) -> None:
     preferred = os.environ[base.RUNTIME_VARIABLE]
     code = cli.main(["doctor", "--json", "--device", "mps"])
