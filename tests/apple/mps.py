@@ -26,7 +26,8 @@ from .metal import native
 
 __all__ = ["compile_shader", "free_storage", "limit_memory", "load", "load_metal"]
 
-_DISPATCH = HERE / "headers/dispatch/dispatch.h"
+_HEADERS = HERE / "headers/linux"
+_DISPATCH = _HEADERS / "dispatch/dispatch.h"
 
 
 @functools.cache
@@ -34,7 +35,7 @@ def load() -> Path:
     """Builds and loads the device; PyTorch has it from then on. Returns its library."""
     device = HERE / "device"
     headers = [*sorted(device.glob("*.h")), _DISPATCH]
-    library = shared_library("libpretend_mps.so", sorted(device.glob("*.cpp")), headers, [f"-I{HERE / 'headers'}"])
+    library = shared_library("libpretend_mps.so", sorted(device.glob("*.cpp")), headers, [f"-I{_HEADERS}"])
     torch.ops.load_library(library)
     vars(torch._C)["_has_mps"] = True
     return library
@@ -52,7 +53,7 @@ def load_metal() -> None:
         [csrc / "metal/torch_mps.mm"],
         [csrc / "mfa.h", _DISPATCH],
         [
-            *(f"-I{HERE / 'headers'}", f"-isystem{pybind11.get_include()}"),
+            *(f"-I{_HEADERS}", f"-isystem{pybind11.get_include()}"),
             f"-isystem{sysconfig.get_path('include')}",
             *(f"-L{native.LIB}", "-lMetalRuntime", f"-Wl,-rpath,{native.LIB}", str(device), "-ltorch_python"),
         ],

@@ -14,6 +14,8 @@ from mps_flash_attn.ops.attention.expected import NAMES, exact, pytorch
 from mps_flash_attn.ops.attention.function import Causal, attention_backward, attention_forward
 from tests.tolerance import assert_accurate
 
+pytestmark = pytest.mark.usefixtures("device")
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

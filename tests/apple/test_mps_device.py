@@ -11,6 +11,8 @@ import mps_flash_attn
 
 from . import mps
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def test_tensors_live_on_the_device(seed: int) -> None:
     x = torch.randn(4, 6, device="mps")
