@@ -2,7 +2,7 @@
 # Builds the stand-in for Metal, and swift/ unmodified against it: in_root.sh tests/apple/build_swift.sh [test]
 #
 # Both libraries come to lie in build/apple/lib, beside MetalRuntime.h, the C declarations that Swift's compiler wrote
-# for its exports. With the argument `test`, the tests of both packages run as well.
+# for its exports. With the argument `test`, both packages' style is checked and their tests run as well.
 set -euo pipefail
 
 repository=$(realpath "$(dirname "$0")/../..")
@@ -23,6 +23,7 @@ swift build --configuration release --product MetalRuntime "${runtime[@]}" \
     -Xswiftc -emit-clang-header-path -Xswiftc "$lib/MetalRuntime.h"
 cp -u "$out/runtime/release/libMetalRuntime.so" "$lib"
 if [[ ${1:-} == test ]]; then
+    "$(dirname "$(realpath "$(command -v swift)")")/swift-format" lint --strict --recursive "$repository/swift" "$metal"
     swift test --package-path "$metal" --scratch-path "$out/metal"
     swift test "${runtime[@]}"
 fi

@@ -29,7 +29,7 @@ if [[ -d $root ]]; then
 fi
 
 [[ $(uname -s) == Linux ]] || fail 'the root is made on Linux only; on a Mac build swift/ itself'
-[[ $(id -u) == 0 ]] || fail 'making and entering a Debian root needs root: run as root, for example sudo make check-apple'
+[[ $(id -u) == 0 ]] || fail 'only root can make and enter a Debian root: run as root, for example sudo make check-apple'
 for command in apt-get dpkg flock unshare; do
     command -v $command >/dev/null || fail "$command is needed: run on Debian or Ubuntu"
 done
@@ -58,7 +58,8 @@ echo "make_root.sh: making a Debian $SUITE root with ${PACKAGES[*]}" >&2
 packages=$(IFS=,; echo "${PACKAGES[*]}")
 # In a mount namespace of its own, so that no mount outlives an interruption.
 unshare --mount -- "$mmdebstrap" --variant=apt --quiet --include="$packages" \
-    --aptopt='Acquire::Retries "3"' --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+    --aptopt='Acquire::Retries "3"' \
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     "$SUITE" "$work/root" "$MIRROR" >&2 ||
     fail "mmdebstrap failed, see above; it downloads from $MIRROR (DEBIAN_MIRROR names another)"
 rm -rf "$work"/root/var/cache/apt/archives/*.deb

@@ -88,7 +88,10 @@ struct ArchiveStore {
     private func trim() {
         let keys: Set<URLResourceKey> = [.contentModificationDateKey, .fileSizeKey]
         var archives: [(file: URL, used: Date, bytes: UInt64)] = []
-        for case let file as URL in FileManager.default.enumerator(at: top, includingPropertiesForKeys: Array(keys)) ?? .init() {
+        guard let files = FileManager.default.enumerator(at: top, includingPropertiesForKeys: Array(keys)) else {
+            return
+        }
+        for case let file as URL in files {
             guard let values = try? file.resourceValues(forKeys: keys), let used = values.contentModificationDate else {
                 continue
             }

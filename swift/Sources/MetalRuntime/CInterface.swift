@@ -36,10 +36,11 @@ public func kernel(
     _ kernel: UnsafeMutablePointer<Int64>?
 ) -> MFAStatus {
     reporting {
-        try given(kernel, "kernel").pointee = PipelineCache.shared.kernel(
-            device: try object(device, "device"), source: try text(source, "source"),
-            function: try text(function, "function")
-        ).number
+        try given(kernel, "kernel").pointee =
+            PipelineCache.shared.kernel(
+                device: try object(device, "device"), source: try text(source, "source"),
+                function: try text(function, "function")
+            ).number
     }
 }
 

@@ -3,7 +3,7 @@ import Foundation
 import Metal
 
 #if canImport(IOKit)
-import IOKit
+    import IOKit
 #endif
 
 /// The operating system's version and build, which decide what Metal's compiler makes of a text.
@@ -23,14 +23,14 @@ func supportsBfloat(_ device: MTLDevice) -> Bool { device.supportsFamily(.apple6
 /// The GPU's cores, which only the registry of drivers knows; 0 if it does not.
 func gpuCores() -> Int32 {
     #if canImport(IOKit)
-    let service = IOServiceGetMatchingService(kIOMainPortDefault, IOServiceMatching("AGXAccelerator"))
-    guard service != 0 else { return 0 }
-    defer { IOObjectRelease(service) }
-    let key = "gpu-core-count" as CFString
-    let count = IORegistryEntryCreateCFProperty(service, key, kCFAllocatorDefault, 0)?.takeRetainedValue()
-    return (count as? NSNumber)?.int32Value ?? 0
+        let service = IOServiceGetMatchingService(kIOMainPortDefault, IOServiceMatching("AGXAccelerator"))
+        guard service != 0 else { return 0 }
+        defer { IOObjectRelease(service) }
+        let key = "gpu-core-count" as CFString
+        let count = IORegistryEntryCreateCFProperty(service, key, kCFAllocatorDefault, 0)?.takeRetainedValue()
+        return (count as? NSNumber)?.int32Value ?? 0
     #else
-    return 0
+        return 0
     #endif
 }
 

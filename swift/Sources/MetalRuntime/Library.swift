@@ -5,12 +5,12 @@ func compileOptions() -> MTLCompileOptions {
     let options = MTLCompileOptions()
     options.languageVersion = .version3_1
     #if compiler(>=6.0)  // the SDK that comes with it declares what macOS 15 brought
-    if #available(macOS 15.0, *) {
-        options.languageVersion = .version3_2
-        options.mathMode = .safe
-        options.mathFloatingPointFunctions = .precise
-        return options
-    }
+        if #available(macOS 15.0, *) {
+            options.languageVersion = .version3_2
+            options.mathMode = .safe
+            options.mathFloatingPointFunctions = .precise
+            return options
+        }
     #endif
     options.fastMathEnabled = false
     return options

@@ -133,7 +133,8 @@ final class PipelineCache {
         let key = ArchiveStore.key(source: kernel.source, function: kernel.function)
         if let store, let pipeline = load(descriptor, from: store, key, on: kernel.device) { return pipeline }
         // Compiled into an archive first and taken from it then: the other way round it would be compiled twice.
-        let archive = store == nil ? nil : try? kernel.device.makeBinaryArchive(descriptor: MTLBinaryArchiveDescriptor())
+        let archive =
+            store == nil ? nil : try? kernel.device.makeBinaryArchive(descriptor: MTLBinaryArchiveDescriptor())
         let isArchived = archive != nil && (try? archive!.addComputePipelineFunctions(descriptor: descriptor)) != nil
         descriptor.binaryArchives = isArchived ? [archive!] : nil
         do {

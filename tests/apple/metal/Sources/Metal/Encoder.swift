@@ -71,7 +71,8 @@ final class SimulatedComputeEncoder: NSObject, MTLComputeCommandEncoder, Releasa
         let shared = threadgroupBytes.values.reduce(pipeline.staticThreadgroupMemoryLength, +)
         guard shared <= device.maxThreadgroupMemoryLength else {
             return report(
-                "\(name): \(shared) bytes of threadgroup memory; at most \(device.maxThreadgroupMemoryLength) are allowed")
+                "\(name): \(shared) bytes of threadgroup memory; at most \(device.maxThreadgroupMemoryLength) are allowed"
+            )
         }
         for parameter in pipeline.function.parameters {
             switch bindings[parameter.index] {

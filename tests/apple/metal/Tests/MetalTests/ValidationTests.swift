@@ -24,7 +24,8 @@ final class ValidationTests: XCTestCase {
     /// A dispatch of so many threads.
     private func dispatch(grid: Int = 1, group: Int = 1) {
         encoder.dispatchThreads(
-            MTLSize(width: grid, height: 1, depth: 1), threadsPerThreadgroup: MTLSize(width: group, height: 1, depth: 1))
+            MTLSize(width: grid, height: 1, depth: 1), threadsPerThreadgroup: MTLSize(width: group, height: 1, depth: 1)
+        )
     }
 
     private func finish() {
