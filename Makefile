@@ -42,7 +42,7 @@ check-apple: $(INSTALLED)
 	MPS_FLASH_ATTN_CHECK_APPLE=metal OMP_NUM_THREADS=1 tests/apple/in_root.sh \
 	    $(BIN)/python -m pytest -n 2 tests/apple --ignore tests/apple/metadata $(ARGS)
 	MPS_FLASH_ATTN_CHECK_APPLE=torch_mps OMP_NUM_THREADS=1 \
-	    $(BIN)/python -m pytest -n 2 tests/apple --ignore tests/apple/metal $(ARGS)
+	    $(BIN)/python -m pytest -n 2 tests/apple $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

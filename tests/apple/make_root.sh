@@ -11,7 +11,7 @@ readonly SUITE=trixie
 readonly MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 readonly PACKAGES=(
     swiftlang libc6-dev libstdc++-14-dev binutils # the Swift compiler and what it links with
-    clang-19 lld-19 gobjc++ libgnustep-base-dev   # Objective-C++, and the linker of Mach-O files
+    clang-19 gobjc++ libgnustep-base-dev          # Objective-C++
     g++ python3 ca-certificates                   # the simulator's compiler; the libraries that any Python needs
 )
 readonly CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/mps-flash-attn
