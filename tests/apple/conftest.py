@@ -17,24 +17,25 @@ from mps_flash_attn.runtime import base, torch_mps
 
 from . import mps
 
-_CHECKED = os.environ.get("MPS_FLASH_ATTN_CHECK_APPLE")
+_CHECKED = os.environ.get("MPS_FLASH_ATTN_CHECK_APPLE", "")
 
-_DEVICE_TESTS, _LINK_TESTS = "test_mps_*.py", "test_link_proof.py"
 #: The device stays in a process for good, and the proof downloads much: both are for ``make check-apple`` alone. The
 #: proof needs no stand-in, so it is made outside of the root that has one.
-collect_ignore_glob = [_LINK_TESTS] if _CHECKED == "metal" else [] if _CHECKED else [_DEVICE_TESTS, _LINK_TESTS]
+collect_ignore_glob = {
+    "metal": ["test_link_proof.py"],
+    "torch_mps": ["test_mps_metal*.py"],
+}.get(_CHECKED, ["test_mps_*.py", "test_link_proof.py"])
+
+if _CHECKED == "metal":
+    mps.load_metal()  # before any test imports the runtime
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The pretend device and the runtime that serves it."""
-    forced = "torch_mps" if _CHECKED == "torch_mps" else "metal"
-    if forced == "metal":
-        mps.load_metal()
-    else:
-        mps.load()
+    mps.load()
     monkeypatch.setattr(torch.mps, "compile_shader", mps.compile_shader)
-    monkeypatch.setenv(base.RUNTIME_VARIABLE, forced)
+    monkeypatch.setenv(base.RUNTIME_VARIABLE, _CHECKED)
     _forget()
     yield
     mps.limit_memory()

@@ -1,0 +1,11 @@
+// Faults that tests plant in the pretend device.
+#pragma once
+
+#include <atomic>
+
+namespace pretend {
+
+// Makes the next MPSStream::commandEncoder() raise.
+inline std::atomic<bool> next_encoder_fails{false};
+
+}  // namespace pretend
