@@ -12,17 +12,14 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import source
 
-if TYPE_CHECKING:
-    from .runtime.base import Runtime
-
-__all__ = ["BoundLaunch", "Capabilities", "Launch", "ParamStruct", "bind", "dry_run", "empty", "empty_like"]
+__all__ = ["BoundLaunch", "Capabilities", "Launch", "ParamStruct", "Runtime", "bind", "dry_run", "empty", "empty_like"]
 
 #: The most bytes of parameters that Metal's ``setBytes`` takes.
 MAX_PARAM_BYTES = 4096
@@ -36,6 +33,22 @@ class Capabilities:
     max_threads: int = 1024
     #: Whether kernels may be built for ``double``, which no Apple GPU has.
     float64: bool = False
+
+
+class Runtime(Protocol):
+    """One way to run Metal text; the modules of ``runtime/`` are its instances."""
+
+    #: What plans may count on.
+    CAPABILITIES: Capabilities
+
+    def compile_shader(self, source: str) -> Any:
+        """A library of the kernels in ``source``, with the face of ``torch.mps.compile_shader``."""
+
+    def is_checking(self) -> bool:
+        """Whether launches are being checked, so that new outputs are to be filled with NaN."""
+
+    def unavailable(self) -> str | None:
+        """Why this machine cannot use it, in words for its user; ``None`` if it can."""
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import tolerance
-from .launch import Launch, bind
-from .runtime.base import Runtime
+from .launch import Launch, Runtime, bind
 
-__all__ = ["Expected", "Measured", "SelfCheck"]
+__all__ = ["Expected", "Measured", "SelfCheck", "measure"]
 
-_TIMED_LAUNCHES = 3
+_TIMED_CALLS = 3
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a kernel has to write to one of its outputs; CPU tensors of the same shape.
+    """What one output has to be; CPU tensors of the same shape.
 
     Attributes:
         name: of the output.
@@ -35,14 +36,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of a `SelfCheck`.
+    """How a check went.
 
     Attributes:
         output: the output that comes closest to its bound, or exceeds it most.
         error: its largest absolute difference from the reference.
         bound: the largest allowed.
-        prepare_ms: compiling the kernel, or finding it compiled, and launching it for the first time.
-        launch_ms: median of later launches, each waited for.
+        prepare_ms: the first call, which compiles kernels or finds them compiled.
+        launch_ms: median of later calls, each waited for.
     """
 
     output: str
@@ -82,30 +83,44 @@ class SelfCheck:
         """
         inputs = [x.to(device) for x in self.inputs]
         outputs = [torch.full_like(x.pytorch, torch.nan, device=device) for x in self.outputs]
-        _wait(device)
+        kernel = functools.cache(lambda: bind(self.launch, runtime))
+
+        def launch() -> list[Tensor]:
+            kernel()(*inputs, *outputs)
+            return outputs
+
+        return measure(launch, self.outputs, device)
+
+
+def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], device: str) -> Measured:
+    """Judges the results of a call, and times it.
+
+    Args:
+        call: computes what is expected, in that order, on the device.
+        device: type of the device, which is waited for.
+    """
+    start = time.perf_counter()
+    results = call()
+    _wait(device)
+    prepare_ms = 1e3 * (time.perf_counter() - start)
+    found = [x.detach().cpu() for x in results]
+    times = []
+    for _ in range(_TIMED_CALLS):
         start = time.perf_counter()
-        run = bind(self.launch, runtime)
-        run(*inputs, *outputs)
+        call()
         _wait(device)
-        prepare_ms = 1e3 * (time.perf_counter() - start)
-        found = [x.cpu() for x in outputs]
-        times = []
-        for _ in range(_TIMED_LAUNCHES):
-            start = time.perf_counter()
-            run(*inputs, *outputs)
-            _wait(device)
-            times.append(1e3 * (time.perf_counter() - start))
-        results = [
-            Measured(
-                expected.name,
-                tolerance.error(actual, expected.reference),
-                tolerance.bound(expected.pytorch, expected.reference),
-                prepare_ms,
-                statistics.median(times),
-            )
-            for expected, actual in zip(self.outputs, found, strict=True)
-        ]
-        return max(results, key=lambda result: (not result.passed, result.error / result.bound))
+        times.append(1e3 * (time.perf_counter() - start))
+    judged = [
+        Measured(
+            output.name,
+            tolerance.error(actual, output.reference),
+            tolerance.bound(output.pytorch, output.reference),
+            prepare_ms,
+            statistics.median(times),
+        )
+        for output, actual in zip(expected, found, strict=True)
+    ]
+    return max(judged, key=lambda result: (not result.passed, result.error / result.bound))
 
 
 def _wait(device: str) -> None:

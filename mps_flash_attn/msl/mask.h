@@ -38,22 +38,17 @@ struct ScoreMask {
 #endif
         return s;
     }
-    // Turns the products q k of a tile into masked scores; rows are queries, columns keys.
+    // Turns the products q k of a tile into masked scores. Rows are queries and columns keys, or with TRANSPOSED the
+    // other way round.
+    template <bool TRANSPOSED>
     void apply(thread TileC& s, int i0, int j0, ushort lane) const thread {
         const bool masked = touches(i0, j0);
         for (short row = 0; row < 2; row++)
             for (short column = 0; column < 4; column++) {
+                const short r = tile_row(lane, row), c = tile_col(lane, column);
+                const int i = i0 + (TRANSPOSED ? c : r), j = j0 + (TRANSPOSED ? r : c);
                 thread accum& value = s.at(row, column);
-                value = masked ? score(value, i0 + tile_row(lane, row), j0 + tile_col(lane, column)) : value * scale;
-            }
-    }
-    // The same for a transposed tile, whose rows are keys and columns queries.
-    void apply_transposed(thread TileC& s, int i0, int j0, ushort lane) const thread {
-        const bool masked = touches(i0, j0);
-        for (short row = 0; row < 2; row++)
-            for (short column = 0; column < 4; column++) {
-                thread accum& value = s.at(row, column);
-                value = masked ? score(value, i0 + tile_col(lane, column), j0 + tile_row(lane, row)) : value * scale;
+                value = masked ? score(value, i, j) : value * scale;
             }
     }
 };

@@ -53,21 +53,17 @@ struct OnlineSoftmax {
 // The log-sum-exp as the backward pass subtracts it: +inf for a row with no visible key, whose weights are then 0.
 inline accum backward_base(accum lse) { return lse == -INFINITY ? accum(INFINITY) : lse; }
 
-// Scores s into weights p = exp(s - lse), and dp into ds = p (dp - delta); lse and delta belong to queries, which
-// are the rows of a tile or, in the transposed form, its columns.
-inline void weights_and_gradient(thread TileC& s, thread TileC& dp, rows_t lse, rows_t delta) {
+// The value of a query at an element of a tile: queries are its rows or, transposed, its columns.
+inline accum of_query(rows_t values, short row, short) { return values[row]; }
+inline accum of_query(columns_t values, short, short column) { return values[column]; }
+
+// Scores s into weights p = exp(s - lse), and dp into ds = p (dp - delta); lse and delta are `rows_t` or `columns_t`.
+template <typename Values>
+inline void weights_and_gradient(thread TileC& s, thread TileC& dp, Values lse, Values delta) {
     for (short row = 0; row < 2; row++)
         for (short column = 0; column < 4; column++) {
-            const accum p = exp_difference(s.at(row, column), backward_base(lse[row]));
+            const accum p = exp_difference(s.at(row, column), backward_base(of_query(lse, row, column)));
             s.at(row, column) = p;
-            dp.at(row, column) = p * (dp.at(row, column) - delta[row]);
-        }
-}
-inline void weights_and_gradient(thread TileC& s, thread TileC& dp, columns_t lse, columns_t delta) {
-    for (short row = 0; row < 2; row++)
-        for (short column = 0; column < 4; column++) {
-            const accum p = exp_difference(s.at(row, column), backward_base(lse[column]));
-            s.at(row, column) = p;
-            dp.at(row, column) = p * (dp.at(row, column) - delta[column]);
+            dp.at(row, column) = p * (dp.at(row, column) - of_query(delta, row, column));
         }
 }

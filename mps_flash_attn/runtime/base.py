@@ -1,35 +1,19 @@
-"""What a runtime is, and which one serves a device."""
+"""Which runtime serves a device."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import os
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import UnsupportedError
-from ..launch import Capabilities
+from ..launch import Runtime
 
-__all__ = ["RUNTIMES", "RUNTIME_VARIABLE", "Runtime", "for_device", "load", "why_not"]
+__all__ = ["RUNTIMES", "RUNTIME_VARIABLE", "for_device", "load", "why_not"]
 
 #: Environment variable that forces a runtime by name.
 RUNTIME_VARIABLE = "MPS_FLASH_ATTN_RUNTIME"
-
-
-class Runtime(Protocol):
-    """One way to run Metal text; the modules of this package are its instances."""
-
-    #: What plans may count on.
-    CAPABILITIES: Capabilities
-
-    def compile_shader(self, source: str) -> Any:
-        """A library of the kernels in ``source``, with the face of ``torch.mps.compile_shader``."""
-
-    def is_checking(self) -> bool:
-        """Whether launches are being checked, so that new outputs are to be filled with NaN."""
-
-    def unavailable(self) -> str | None:
-        """Why this machine cannot use it, in words for its user; ``None`` if it can."""
 
 
 #: The runtimes of each device type, the preferred one first.

@@ -71,7 +71,7 @@ kernel void attention_backward_dkv(
                 const columns_t lse_columns = load_columns(lse + first_row + i0 + i * TILE, valid - i * TILE, lane);
                 const columns_t delta_columns = load_columns(delta + first_row + i0 + i * TILE, valid - i * TILE, lane);
 #endif
-                mask.apply_transposed(s[i], i0 + i * TILE, j0, lane);
+                mask.apply<true>(s[i], i0 + i * TILE, j0, lane);
                 weights_and_gradient(s[i], dp[i], lse_columns, delta_columns);  // dS = P (dP - delta)
             }
             add_product(dv_acc, s, (const threadgroup element*)do_tile);  // dV += P^T dO

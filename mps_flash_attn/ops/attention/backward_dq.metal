@@ -52,7 +52,7 @@ kernel void attention_backward_dq(
         q_rows.times_transposed(s, (const threadgroup element*)k_tile);    // S = Q K^T
         do_rows.times_transposed(dp, (const threadgroup element*)v_tile);  // dP = dO V^T
         for (short j = 0; j < BK / TILE; j++) {
-            mask.apply(s[j], i0, j0 + j * TILE, lane);
+            mask.apply<false>(s[j], i0, j0 + j * TILE, lane);
             weights_and_gradient(s[j], dp[j], lse_rows, delta_rows);  // dS = P (dP - delta)
         }
         add_product(acc, dp, (const threadgroup element*)k_tile);  // dQ += dS K

@@ -47,7 +47,7 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
 
         TileC s[BK / TILE];
         q_rows.times_transposed(s, (const threadgroup element*)k_tile);  // S = Q K^T
-        for (short j = 0; j < BK / TILE; j++) mask.apply(s[j], i0, j0 + j * TILE, lane);
+        for (short j = 0; j < BK / TILE; j++) mask.apply<false>(s[j], i0, j0 + j * TILE, lane);
         const rows_t factor = softmax.update(s);  // P = exp(S - m)
         for (short d = 0; d < BD / TILE; d++) scale_rows(acc[d], factor);
         add_product(acc, s, (const threadgroup element*)v_tile);  // O += P V
