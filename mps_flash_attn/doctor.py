@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
+import functools
 import importlib
 import math
 import os
@@ -21,11 +23,11 @@ from typing import Any
 
 import torch
 
-from . import folders, ops
+from . import folders, ops, patch_check
 from ._version import __version__
 from .launch import Capabilities
 from .runtime import base
-from .self_check import SelfCheck
+from .self_check import Measured, SelfCheck
 
 __all__ = [
     "SCHEMA",
@@ -91,14 +93,15 @@ class CacheState:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One kernel on one problem by one runtime.
+    """One problem by one runtime.
 
     Attributes:
-        output: the kernel's output that was closest to its bound.
+        kernel: the kernel that ran by itself, or ``(all of them)`` for a call of PyTorch's attention that was patched.
+        output: the output that was closest to its bound.
         error: largest absolute difference from the float64 reference; ``None`` if it is no number.
         bound: the largest that is allowed.
-        prepare_ms: time to compile the kernel, or to find it compiled, and to launch it once.
-        launch_ms: time of a later launch, waited for.
+        prepare_ms: time of the first call, which compiles kernels or finds them compiled.
+        launch_ms: time of a later call, waited for.
         failure: what went wrong, or ``None`` if the check passed.
     """
 
@@ -260,28 +263,43 @@ def operations() -> Iterator[tuple[str, Callable[[Capabilities], Iterable[SelfCh
 
 
 def _check(state: RuntimeState) -> Iterator[CheckResult]:
+    """Every kernel by itself and, where the package chooses this runtime, a whole call of PyTorch's attention."""
     runtime = base.load(state.name)
     for operation, self_checks in operations():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
+        with _seeded():
             checks = list(self_checks(runtime.CAPABILITIES))
         for check in checks:
-            dtype = str(check.dtype).removeprefix("torch.")
-            result = CheckResult(operation, check.launch.kernel, check.problem, dtype, state.name, state.device)
-            yield dataclasses.replace(result, **_outcome(check, runtime, state.device))
+            result = _result(operation, check.launch.kernel, check.problem, check.dtype, state)
+            yield _judged(result, functools.partial(check.measure, runtime, state.device))
+    if state.serves:
+        result = _result("attention", "(all of them)", patch_check.PROBLEM, torch.float32, state)
+        with _seeded():
+            yield _judged(result, functools.partial(patch_check.measure_patched, state.device))
 
 
-def _outcome(check: SelfCheck, runtime: base.Runtime, device: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Random numbers that are the same in each examination; the caller's generator stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        yield
+
+
+def _result(operation: str, kernel: str, problem: str, dtype: torch.dtype, state: RuntimeState) -> CheckResult:
+    return CheckResult(operation, kernel, problem, str(dtype).removeprefix("torch."), state.name, state.device)
+
+
+def _judged(result: CheckResult, measure: Callable[[], Measured]) -> CheckResult:
     try:
-        measured = check.measure(runtime, device)
-    except Exception as error:  # whatever a driver raises is this kernel's failure, not the end of the examination
-        return {"failure": f"{type(error).__name__}: {error}"}
-    values = dataclasses.asdict(measured)
+        measured = measure()
+    except Exception as error:  # whatever a driver raises is this check's failure, not the end of the examination
+        return dataclasses.replace(result, failure=f"{type(error).__name__}: {error}")
+    values: dict[str, Any] = dataclasses.asdict(measured)
     if not math.isfinite(measured.error):
         values["error"] = None
     if not measured.passed:
         values["failure"] = f"{measured.output} differs by {measured.error:.2e}; allowed: {measured.bound:.2e}"
-    return values
+    return dataclasses.replace(result, **values)
 
 
 def header(report: Report) -> str:
@@ -299,7 +317,7 @@ def header(report: Report) -> str:
     return "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())
 
 
-_COLUMNS = "{:<6}  {:<10} {:<24}  {:<8}  {:<46}  {:>8}  {:>8}  {:>10}  {:>9}"
+_COLUMNS = "{:<6}  {:<10} {:<24}  {:<8}  {:<48}  {:>8}  {:>8}  {:>10}  {:>9}"
 
 #: The titles of what `line` returns.
 TITLES = _COLUMNS.format("", "runtime", "kernel", "dtype", "problem", "error", "bound", "prepare ms", "launch ms")

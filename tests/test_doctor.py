@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from mps_flash_attn import cli, doctor, source
+from mps_flash_attn import cli, doctor, patch_check, source
 from mps_flash_attn.launch import Capabilities
+from mps_flash_attn.ops.attention import function
 from mps_flash_attn.runtime import base, simulator
 from mps_flash_attn.self_check import SelfCheck
 
@@ -89,6 +91,7 @@ def wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         return text.replace("lse_rows, delta_rows", "lse_rows, lse_rows")
 
     monkeypatch.setattr(source, "specialise", with_fault)
+    monkeypatch.setattr(function, "_backward_calls", {})
 
 
 def test_every_kernel_of_the_package_is_checked_in_each_dtype() -> None:
@@ -131,11 +134,10 @@ def test_nothing_to_check_has_an_exit_code_of_its_own(capsys: pytest.CaptureFixt
 def test_a_wrong_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--device", "cpu"]) == 1
     printed = capsys.readouterr().out
-    failed = [line for line in printed.splitlines() if line.startswith("FAILED ")]
-    assert len(failed) == 1
-    assert "attention_backward_dq" in failed[0]
+    failed = {line.split()[2] for line in printed.splitlines() if line.startswith("FAILED ")}
+    assert failed == {"attention_backward_dq", "(all"}
     assert "dq differs by" in printed
-    assert "FAILED: 1 of" in printed
+    assert "FAILED: 2 of" in printed
 
 
 @pytest.mark.usefixtures("one_problem")
@@ -143,8 +145,17 @@ def test_an_output_never_written_is_a_failure(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("mps_flash_attn.self_check.bind", lambda launch, runtime: lambda *tensors: None)
     report = doctor.examine(["cpu"])
     assert report.verdict is doctor.Verdict.FAILED
-    assert all(check.error is None and "differs by nan" in str(check.failure) for check in report.checks)
+    alone = [check for check in report.checks if check.kernel != "(all of them)"]
+    assert all(check.error is None and "differs by nan" in str(check.failure) for check in alone)
     assert_schema(json.loads(json.dumps(report.as_json(), allow_nan=False)))
+
+
+@pytest.mark.usefixtures("one_problem")
+def test_a_call_that_is_not_accelerated_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patch_check, "patched", lambda devices: contextlib.nullcontext())
+    (failed,) = (check for check in doctor.examine(["cpu"]).checks if not check.passed)
+    assert failed.kernel == "(all of them)"
+    assert "the patch left the call to PyTorch" in str(failed.failure)
 
 
 @pytest.mark.usefixtures("one_problem")
