@@ -16,7 +16,10 @@ func compileOptions() -> MTLCompileOptions {
     return options
 }
 
-/// One function of a Metal text.
+/// One function of a Metal text, in Metal's intermediate form.
+///
+/// Every process does this once for each pipeline that it makes, also for one whose machine code is on disk: Metal offers
+/// no way to keep a library that was made from text.
 ///
 /// - Throws: `Failure` with the compile log, or with the names of the functions that there are.
 func compileFunction(_ name: String, of source: String, on device: MTLDevice) throws -> MTLFunction {
