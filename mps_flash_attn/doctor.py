@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import functools
 import importlib
+import itertools
 import math
 import os
 import pkgutil
@@ -177,11 +178,9 @@ def examine(
     report = Report(_environment(), _compiler(), _caches(), runtimes, (), tuple(_untested(runtimes)))
     started(report)
     results = []
-    for state in runtimes:
-        if state.unavailable is None:
-            for result in _check(state):
-                checked(result)
-                results.append(result)
+    for result in itertools.chain.from_iterable(map(_check_device, _by_device(runtimes))):
+        checked(result)
+        results.append(result)
     return dataclasses.replace(report, caches=_caches(), checks=tuple(results))
 
 
@@ -239,15 +238,31 @@ def _runtime_state(name: str, device: str) -> RuntimeState:
     unavailable = base.why_not(name)
     try:
         serves = unavailable is None and base.for_device(device) is base.load(name)
-    except ValueError:  # the environment forces a runtime that cannot be used
+    except ValueError:  # the environment forces a runtime that cannot serve
         serves = False
     return RuntimeState(name, device, serves, unavailable)
+
+
+def _by_device(runtimes: Sequence[RuntimeState]) -> list[list[RuntimeState]]:
+    """The runtimes that can be used, those of one device together."""
+    usable = [state for state in runtimes if state.unavailable is None]
+    return [list(states) for _, states in itertools.groupby(usable, key=lambda state: state.device)]
+
+
+def _forced_elsewhere(device: str) -> bool:
+    """Whether the environment forces a runtime of another device, so that calls on this one are not wanted."""
+    forced = os.environ.get(base.RUNTIME_VARIABLE)
+    return any(forced in names for other, names in base.RUNTIMES.items() if other != device)
 
 
 def _untested(runtimes: Sequence[RuntimeState]) -> Iterator[str]:
     for state in runtimes:
         if state.unavailable is not None:
             yield f"Runtime {state.name} ({state.device} tensors): {state.unavailable}."
+    for device in dict.fromkeys(state.device for state in runtimes):
+        if _forced_elsewhere(device):
+            forced = os.environ[base.RUNTIME_VARIABLE]
+            yield f"Calls on {device} tensors: {base.RUNTIME_VARIABLE}={forced!r} forces another device's runtime."
     if not any(state.device == "mps" and state.unavailable is None for state in runtimes):
         yield (
             "No Apple GPU took part: Apple's compiler has not seen the kernels, nothing has run through Metal, and the "
@@ -262,19 +277,26 @@ def operations() -> Iterator[tuple[str, Callable[[Capabilities], Iterable[SelfCh
             yield module.name, importlib.import_module(f"{ops.__name__}.{module.name}.self_checks").self_checks
 
 
-def _check(state: RuntimeState) -> Iterator[CheckResult]:
-    """Every kernel by itself and, where the package chooses this runtime, a whole call of PyTorch's attention."""
+def _check_device(states: Sequence[RuntimeState]) -> Iterator[CheckResult]:
+    """Every kernel by itself on each runtime of a device, and a whole call on the one that the package chooses."""
+    for state in states:
+        yield from _check_kernels(state)
+    device = states[0].device
+    if not _forced_elsewhere(device):
+        serving = next((state.name for state in states if state.serves), os.environ.get(base.RUNTIME_VARIABLE, ""))
+        result = _result("attention", "(all of them)", patch_check.PROBLEM, torch.float32, serving, device)
+        with _seeded():
+            yield _judged(result, functools.partial(patch_check.measure_patched, device))
+
+
+def _check_kernels(state: RuntimeState) -> Iterator[CheckResult]:
     runtime = base.load(state.name)
     for operation, self_checks in operations():
         with _seeded():
             checks = list(self_checks(runtime.CAPABILITIES))
         for check in checks:
-            result = _result(operation, check.launch.kernel, check.problem, check.dtype, state)
+            result = _result(operation, check.launch.kernel, check.problem, check.dtype, state.name, state.device)
             yield _judged(result, functools.partial(check.measure, runtime, state.device))
-    if state.serves:
-        result = _result("attention", "(all of them)", patch_check.PROBLEM, torch.float32, state)
-        with _seeded():
-            yield _judged(result, functools.partial(patch_check.measure_patched, state.device))
 
 
 @contextlib.contextmanager
@@ -285,8 +307,8 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def _result(operation: str, kernel: str, problem: str, dtype: torch.dtype, state: RuntimeState) -> CheckResult:
-    return CheckResult(operation, kernel, problem, str(dtype).removeprefix("torch."), state.name, state.device)
+def _result(operation: str, kernel: str, problem: str, dtype: torch.dtype, runtime: str, device: str) -> CheckResult:
+    return CheckResult(operation, kernel, problem, str(dtype).removeprefix("torch."), runtime, device)
 
 
 def _judged(result: CheckResult, measure: Callable[[], Measured]) -> CheckResult:

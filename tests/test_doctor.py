@@ -200,6 +200,33 @@ def test_a_runtime_that_was_not_built_is_no_reason_to_stop(monkeypatch: pytest.M
     assert "it was not built" in str(report.runtimes[0].unavailable)
 
 
+@pytest.fixture
+def forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forces the runtime that the test is parametrized with."""
+    monkeypatch.setenv(base.RUNTIME_VARIABLE, request.param)
+    monkeypatch.setattr(function, "_forward_calls", {})
+    base.for_device.cache_clear()
+    yield
+    base.for_device.cache_clear()
+
+
+@pytest.mark.usefixtures("one_problem", "forced")
+@pytest.mark.parametrize("forced", ["no-such-runtime"], indirect=True)
+def test_a_runtime_that_is_forced_and_missing_fails_the_call(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--device", "cpu"]) == 1
+    failures = capsys.readouterr().out.split("Failures:")[1]
+    assert "1 x ValueError: MPS_FLASH_ATTN_RUNTIME='no-such-runtime' does not run 'cpu' tensors" in failures
+
+
+@pytest.mark.usefixtures("one_problem", "forced")
+@pytest.mark.parametrize("forced", ["torch_mps"], indirect=True)
+def test_calls_on_a_device_whose_runtime_is_not_wanted_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "(all of them)" not in printed
+    assert "Calls on cpu tensors: MPS_FLASH_ATTN_RUNTIME='torch_mps' forces" in printed.split("Not tested:")[1]
+
+
 @pytest.mark.usefixtures("one_problem")
 def test_json_is_one_object_of_a_fixed_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json", "--device", "cpu"]) == 0
