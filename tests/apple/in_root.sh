@@ -17,7 +17,7 @@ shared=("$repository" "$(realpath "$cache")" "$(realpath "${TMPDIR:-/tmp}")" /de
 if [[ -x $python ]]; then
     read -r prefix version < <("$python" -c 'import sys; print(sys.base_prefix, "python%d.%d" % sys.version_info[:2])')
     if [[ $prefix == /usr ]]; then
-        shared+=("/usr/bin/$version" "/usr/lib/$version")
+        shared+=(/usr/bin/python3 "/usr/bin/$version" "/usr/lib/$version")
         shared+=("/usr/include/$version" "/usr/include/$(uname -m)-linux-gnu/$version")
     else
         shared+=("$prefix")
