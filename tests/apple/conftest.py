@@ -1,7 +1,8 @@
 """Fixtures of the tests that pretend to be on a Mac; ``make check-apple`` runs them.
 
 They go through the runtime ``metal`` and the stand-in for Metal behind it or, where ``MPS_FLASH_ATTN_CHECK_APPLE`` is
-``torch_mps``, through that one, with the simulator in the place of ``torch.mps.compile_shader``.
+``torch_mps``, through that one, with the simulator in the place of ``torch.mps.compile_shader``. Where it is ``gpu``,
+on a Mac, nothing is pretended: the tests of attention run on the GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _CHECKED = os.environ.get("MPS_FLASH_ATTN_CHECK_APPLE", "")
 collect_ignore_glob = {
     "metal": ["test_link_proof.py"],
     "torch_mps": ["test_mps_metal*.py"],
+    "gpu": ["test_mps_[!a]*.py", "test_link_proof.py"],
 }.get(_CHECKED, ["test_mps_*.py", "test_link_proof.py"])
 
 if _CHECKED == "metal":
@@ -33,6 +35,9 @@ if _CHECKED == "metal":
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The pretend device and the runtime that serves it."""
+    if _CHECKED == "gpu":
+        yield
+        return
     mps.load()
     monkeypatch.setattr(torch.mps, "compile_shader", mps.compile_shader)
     monkeypatch.setenv(base.RUNTIME_VARIABLE, _CHECKED)
