@@ -163,14 +163,14 @@ def examine(
     """Looks at this machine and runs every operation's checks on every runtime that it has.
 
     Args:
-        devices: types of the devices whose runtimes are tried; all by default.
+        devices: types of the devices whose runtimes are tried; by default all, the GPU first.
         started: is given the report before its first check.
         checked: is given each result as it comes: the first run compiles, which takes a while.
 
     Raises:
         ValueError: a device type that no runtime serves.
     """
-    chosen = tuple(base.RUNTIMES if devices is None else devices)
+    chosen = tuple(sorted(base.RUNTIMES, key=lambda device: device == "cpu") if devices is None else devices)
     for device in chosen:
         if device not in base.RUNTIMES:
             raise ValueError(f"devices contains {device!r}; accepted: {list(base.RUNTIMES)}")
@@ -198,6 +198,10 @@ def _environment() -> dict[str, str]:
 def _gpu() -> str:
     if not torch.backends.mps.is_available():
         return "no Apple GPU"
+    if base.why_not("metal") is None:
+        info = importlib.import_module(f"{base.__package__}.metal").device_info()
+        memory = f"{info['recommended_working_set_bytes'] / 2**30:.1f} GiB"
+        return f"{info['name']}, family Apple {info['gpu_family']}, {info['gpu_cores']} cores, {memory} to work with"
     try:
         return f"{torch.backends.mps.get_name()}, {torch.backends.mps.get_core_count()} cores"
     except AttributeError:  # older PyTorch cannot tell

@@ -20,4 +20,7 @@ def test_every_kernel_passes_on_every_runtime(capsys: pytest.CaptureFixture[str]
     assert [state["name"] for state in report["runtimes"] if state["serves"]] == [preferred]
     assert {check["runtime"] for check in report["checks"]} == {preferred, "torch_mps"}
     assert {check["device"] for check in report["checks"]} == {"mps"}
+    assert report["environment"]["GPU"].startswith(
+        "Simulated GPU, family Apple" if preferred == "metal" else "an Apple"
+    )
     assert "No Apple GPU took part" not in "".join(report["untested"])
