@@ -14,7 +14,6 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-import pybind11
 import torch
 from torch import Tensor
 
@@ -53,8 +52,7 @@ def load_metal() -> None:
         [csrc / "metal/torch_mps.mm"],
         [csrc / "mfa.h", _DISPATCH],
         [
-            *(f"-I{_HEADERS}", f"-isystem{pybind11.get_include()}"),
-            f"-isystem{sysconfig.get_path('include')}",
+            *(f"-I{_HEADERS}", f"-isystem{sysconfig.get_path('include')}"),
             *(f"-L{native.LIB}", "-lMetalRuntime", f"-Wl,-rpath,{native.LIB}", str(device), "-ltorch_python"),
         ],
         language="c++",

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from mps_flash_attn import errors
+from mps_flash_attn import errors, flash_attention
 from mps_flash_attn.runtime import base, metal
 
 from . import mps
+from .build import ROOT, shared_library
 from .metal import native
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -90,7 +91,7 @@ _ONE: dict[str, Any] = {"threads": 1, "group_size": 1}
         (lambda x: _scale(x, None, [0, 0], **_ONE), TypeError, "NoneType"),
         (lambda x: _scale(x, 1.0, [], **_ONE), ValueError, "takes 0 bytes"),
         (lambda x: _scale(x, 1.0, [0] * 513, **_ONE), ValueError, "takes 4104 bytes"),
-        (lambda x: _scale(x, 1.0, [2**63, 0], **_ONE), OverflowError, ""),
+        (lambda x: _scale(x, 1.0, [2**63, 0], **_ONE), OverflowError, "too big"),
         (lambda x: _scale(x, 300, [0, 0], arg_casts={1: "int8"}, **_ONE), TypeError, "300 does not fit"),
         (lambda x: _scale(x, 1.0, [0, 0], arg_casts="fp8", **_ONE), ValueError, "'fp8'; accepted are 'int8'"),
         (lambda x: _scale(*[x] * 32, **_ONE), TypeError, "32 arguments; Metal has 31"),
@@ -111,6 +112,52 @@ def test_bad_input_is_refused_before_anything_is_encoded(
     assert _dispatches() == before
     _scale(x, 2.0, [0, 0], threads=4, group_size=4)
     assert x.tolist() == [2.0] * 4
+
+
+_OLD_SYSTEM = """
+#include "csrc/mfa.h"
+extern "C" MFAStatus mfa_device_info(void*, MFADeviceInfo* info) {
+    *info = MFADeviceInfo{};
+    return MFA_OK;
+}
+"""
+
+_LAUNCH_BFLOAT = """
+from tests.apple import mps
+mps.load_metal()
+import torch
+from mps_flash_attn.runtime import metal
+store = metal.compile_shader("kernel void store(device ushort* x) { x[0] = 1; }").store
+x = torch.zeros(1, dtype=torch.bfloat16, device="mps")
+try:
+    store(x, threads=1, group_size=1)
+except TypeError as error:
+    assert "argument 0 of kernel 'store' is bfloat16, which needs macOS 14" in str(error)
+    assert x.item() == 0
+else:
+    raise AssertionError("bfloat16 was launched")
+"""
+
+
+def test_bfloat16_is_refused_where_the_system_has_none(tmp_path: Path) -> None:
+    source = tmp_path / "old_system.cpp"
+    source.write_text(_OLD_SYSTEM)
+    library = shared_library("libold_system.so", [source], [ROOT / "csrc/mfa.h"], [f"-I{ROOT}"])
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    result = subprocess.run(
+        [sys.executable, "-c", _LAUNCH_BFLOAT], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_running_out_of_memory_loses_nothing(seed: int) -> None:
+    query = torch.randn(1, 2, 64, 32, device="mps")
+    expected = flash_attention(query, query, query).cpu()
+    mps.limit_memory(0)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        flash_attention(query, query, query)
+    mps.limit_memory()
+    assert torch.equal(flash_attention(query, query, query).cpu(), expected)
 
 
 def test_compile_errors_keep_the_compilers_words() -> None:
