@@ -140,7 +140,7 @@ def test_exponentials_are_accurate_everywhere(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["log", "log2", "sin", "cos", "tan", "tanh", "atan", "sqrt", "rsqrt", "floor", "ceil", "expm1", "log1p"]
+    "name", ["log", "log2", "sin", "cos", "tan", "tanh", "atan", "sqrt", "rsqrt", "floor", "ceil", "trunc"]
 )
 @pytest.mark.parametrize("kind", ["float", "half", "bfloat", "double"])
 def test_functions_of_numbers(name: str, kind: str, seed: int) -> None:
@@ -368,7 +368,7 @@ def test_deferred_products_equal_eager_ones(seed: int, tmp_path: Path, monkeypat
     compiler = compile_shader.__globals__["find_compiler"]()
     source, halves = torch.randint(-2, 3, (2, 1000)).float()
     halves = halves.half()
-    for number in range(6):
+    for number in range(4):
         text = MatrixProgram(random.Random(seed + number)).source()
         results = []
         for flag in ("", " -DSIMT_EAGER"):

@@ -234,7 +234,7 @@ class _Translator:
         self._single_precision = "double" not in self._words
 
     def run(self) -> Translation:
-        self._scope(0, len(self._words), inside_class=False)
+        self._scope(0, len(self._words), class_name="")
         for begin, stop in self._instantiations:  # last, as kernels may be declared before they are defined
             self._instantiation(begin, stop)
         self._rewrite_words()
@@ -308,33 +308,38 @@ class _Translator:
 
     # Declarations
 
-    def _scope(self, begin: int, end: int, *, inside_class: bool) -> None:
-        """Goes through the declarations of a file, a namespace or a class."""
+    def _scope(self, begin: int, end: int, *, class_name: str) -> None:
+        """Goes through the declarations of a file, a namespace or the class of that name."""
         seen: dict[str, tuple[str, ...]] = {}
         index = begin
         while index < end:
-            if inside_class and self._words[index] in _ACCESS and self._words[index + 1] == ":":
+            if class_name and self._words[index] in _ACCESS and self._words[index + 1] == ":":
                 index += 2
                 continue
-            index = self._declaration(index, end, seen, inside_class=inside_class)
+            index = self._declaration(index, end, seen, class_name=class_name)
 
-    def _declaration(self, begin: int, end: int, seen: dict[str, tuple[str, ...]], *, inside_class: bool) -> int:
+    def _declaration(self, begin: int, end: int, seen: dict[str, tuple[str, ...]], *, class_name: str) -> int:
         """Goes through one declaration and returns the index behind it."""
         words = self._words
         index = begin
         parameters = None  # of a function: the index of its "("
         body = None
         kind = ""
+        name = ""  # of a class
         while index < end and words[index] != ";":
             word = words[index]
-            if word == "<" and index > begin and (self._names[index - 1]):
+            if word == "operator":
+                index = self._operator_parameters(index) - 1
+            elif word == "<" and index > begin and self._names[index - 1]:
                 index = self._angle_end(index, end)
             elif word == "[":
                 index = self._closing[index]
-            elif word == "=" and not kind and words[index - 1] != "operator":
+            elif word == "=" and not kind:
                 kind = "variable"
             elif word in ("struct", "class", "union", "enum", "namespace") and not kind:
                 kind = word
+            elif kind and not name and self._names[index] and word != "alignas":
+                name = word
             elif word == "extern" and index + 1 < end and self._tokens[index + 1].kind is Kind.STRING:
                 kind = "namespace"
             elif word == "(":
@@ -346,15 +351,15 @@ class _Translator:
             elif word == "{":
                 close = self._closing[index]
                 if kind == "namespace":
-                    self._scope(index + 1, close, inside_class=False)
+                    self._scope(index + 1, close, class_name="")
                     return close + 1
                 if kind in ("struct", "class", "union"):
-                    self._scope(index + 1, close, inside_class=True)
+                    self._scope(index + 1, close, class_name=name or "(unnamed)")
                     body = index
                 elif parameters is not None and not self._is_member_initialiser(index, parameters):
-                    body = index
                     self._function(begin, parameters, index, close)
-                    self._deduplicate(begin, index, close, seen)
+                    self._member_function(begin, parameters, index, class_name)
+                    self._deduplicate(begin, index, close, seen, after_parameters=self._closing[parameters] + 1)
                     return close + 1
                 index = close
             index += 1
@@ -366,8 +371,14 @@ class _Translator:
         elif parameters is not None:
             self._erase_kernel(begin, parameters)
         else:
-            self._variable(begin, stop, inside_class=inside_class)
+            self._variable(begin, stop, inside_class=bool(class_name))
         return index + 1
+
+    def _operator_parameters(self, index: int) -> int:
+        """The index of the "(" before the parameters of the operator that ``index`` introduces."""
+        index = self._words.index("(", index)
+        is_call = self._words[index - 1] == "operator"
+        return self._closing[index] + 1 if is_call else index
 
     def _is_member_initialiser(self, brace: int, parameters: int) -> bool:
         """Whether "{" belongs to ``Tile() : member{...} {}`` rather than starting a function's body."""
@@ -447,6 +458,21 @@ class _Translator:
             thunk = self._thunk(host_name or name, function, callee, parameters)
             self._insert_after(close, thunk + self._resume(close))
 
+    def _member_function(self, begin: int, parameters: int, brace: int, class_name: str) -> None:
+        """Rewrites what a member function's header may say in Metal and not in every C++.
+
+        A specialisation inside the class becomes an overload; a constructor names no address space.
+        """
+        if class_name and self._words[begin : begin + 3] == ["template", "<", ">"]:
+            self._erase(begin, begin + 2)
+        if self._words[parameters - 1] != class_name:
+            return
+        index = self._closing[parameters] + 1
+        while index < brace and self._names[index]:
+            if self._words[index] in _ADDRESS_SPACES:
+                self._erase(index, index)
+            index += 1
+
     def _erase_kernel(self, begin: int, parameters: int) -> None:
         """Erases the word ``kernel`` before a function's parameters; the attribute goes with all others."""
         for index in range(begin, parameters):
@@ -481,6 +507,9 @@ class _Translator:
                 index += 1
             if words == ["void"]:
                 continue
+            if words[-1] == "]":  # an array is passed as a pointer
+                words[words.index("[") :] = []
+                words.insert(-1, "*")
             result.append(_Parameter(words[-1], tuple(words), self._attributes(first, last)))
         return tuple(result)
 
@@ -603,7 +632,10 @@ class _Translator:
             self._threadgroup_variable(start, index, stop)
 
     def _threadgroup_variable(self, start: int, keyword: int, stop: int) -> None:
-        """Rewrites the declaration of tokens start ... stop - 1, whose ";" is at ``stop``."""
+        """Rewrites the declaration of tokens start ... stop - 1, whose ";" is at ``stop``.
+
+        An initialiser is dropped: no thread could run it without racing with the others.
+        """
         parts = list(self._split(keyword + 1, stop))
         first, last = parts[0]
         name = first
@@ -633,11 +665,9 @@ class _Translator:
             extent = declarator + 1
             while extent < end and self._words[extent] == "[":
                 extent = self._closing[extent] + 1
-            if extent < end:
-                raise self._error(extent, f"threadgroup variable {self._words[declarator]!r} cannot be initialised")
             variable = self._words[declarator]
             text.append(
-                f"typedef {kind} simt_type_of_{variable}{self._rendered(declarator + 1, end)}; "
+                f"typedef {kind} simt_type_of_{variable}{self._rendered(declarator + 1, extent)}; "
                 f"simt_type_of_{variable}& {variable} = "
                 f'::simt::threadgroup_variable<simt_type_of_{variable}{alignment}>("{variable}", {line})'
             )
@@ -682,8 +712,9 @@ class _Translator:
                     self._out[place] = ""
             elif word in ("constant", "const"):
                 if self._out[place] == word:
-                    self._out[place] = "" if const_run or self._has_const_after(index) else "const"
-                    const_run = True
+                    repeated = const_run or self._has_const_after(index)
+                    self._out[place] = "" if repeated else "const"
+                    const_run = const_run or not repeated
             elif word == "is_function_constant_defined" and self._words[index + 1] == "(":
                 known = self._words[index + 2] in self._constant_names
                 self._replace(index, self._closing[index + 1], "true" if known else "false")
@@ -730,11 +761,15 @@ class _Translator:
 
     # Twins
 
-    def _deduplicate(self, begin: int, brace: int, close: int, seen: dict[str, tuple[str, ...]]) -> None:
+    def _deduplicate(
+        self, begin: int, brace: int, close: int, seen: dict[str, tuple[str, ...]], after_parameters: int | None = None
+    ) -> None:
         """Drops a definition that only address spaces tell from an earlier one."""
-        header = self._words[begin:brace]
-        spaces = tuple(word for word in header if word in _ADDRESS_SPACES)
-        earlier = seen.setdefault(self._signature(begin, brace), spaces)
+        stop = brace
+        if after_parameters is not None:  # without what a constructor initialises
+            stop = next((index for index in range(after_parameters, brace) if self._words[index] == ":"), brace)
+        spaces = tuple(word for word in self._words[begin:stop] if word in _ADDRESS_SPACES)
+        earlier = seen.setdefault(self._signature(begin, stop), spaces)
         if earlier != spaces:
             self._erase(begin, close)
 
@@ -742,6 +777,8 @@ class _Translator:
         """A definition's header as C++ compares it: without address spaces and names of parameters."""
         kept: list[str] = []
         for index in range(begin, brace):
+            if not self._out[self._places[index]]:
+                continue
             word = "const" if self._words[index] == "constant" else self._words[index]
             is_parameter = (
                 self._names[index]

@@ -8,12 +8,8 @@
 namespace metal {
 
 #define SIMT_ABS(T) \
-    SIMT_INLINE constexpr T abs(T x) { return x < T(0) ? static_cast<T>(-x) : x; }
+    SIMT_INLINE constexpr T abs(T x) { return x < 0 ? static_cast<T>(-x) : x; }
 SIMT_FOR_INTEGERS(SIMT_ABS)
-#undef SIMT_ABS
-#define SIMT_ABS(T) \
-    SIMT_INLINE T abs(T x) { return fabs(x); }
-SIMT_FOR_FLOATS(SIMT_ABS)
 #undef SIMT_ABS
 
 #define SIMT_INTEGER_1(name, expression)                                        \

@@ -90,10 +90,7 @@ SIMT_UNCHECKED inline void keep_rest(void* const* slots, uint32_t arrived, Produ
         chains[size] = first - done + 1;
         if (first != size) continue;
         const Product& start = log[log[size].chain - 1];
-        for_each_lane(noted(size), [&](uint32_t lane) {
-            log[size].result[lane] = start.result[lane];
-            start.result[lane]->chain = chains[size];
-        });
+        for_each_lane(noted(size), [&](uint32_t lane) { log[size].result[lane] = start.result[lane]; });
     }
     for (uint32_t i = done; i < size; ++i) {
         log[i - done] = log[i];

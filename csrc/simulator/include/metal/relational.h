@@ -46,23 +46,48 @@ SIMT_ELEMENTWISE_1(isnormal)
 SIMT_ELEMENTWISE_1(signbit)
 #undef SIMT_ELEMENTWISE_1
 
+}  // namespace metal
+
+namespace simt {
+
 // Of a number and a NaN, the number. Two selections, of which CPUs have the first as an instruction; nobody predicts
 // it.
-#define SIMT_MAX_MIN(T)                                    \
-    SIMT_INLINE constexpr T max(T a, T b) {                \
-        const auto x = simt::widen(a), y = simt::widen(b); \
-        const auto greater = x > y ? x : y;                \
-        return simt::narrow<T>(y == y ? greater : x);      \
-    }                                                      \
-    SIMT_INLINE constexpr T min(T a, T b) {                \
-        const auto x = simt::widen(a), y = simt::widen(b); \
-        const auto less = x < y ? x : y;                   \
-        return simt::narrow<T>(y == y ? less : x);         \
-    }                                                      \
-    SIMT_INLINE constexpr T clamp(T x, T low, T high) { return min(max(x, low), high); }
+template <class T>
+SIMT_INLINE constexpr T larger(T a, T b) {
+    const auto x = widen(a), y = widen(b);
+    const auto chosen = x > y ? x : y;
+    return narrow<T>(y == y ? chosen : x);
+}
+template <class T>
+SIMT_INLINE constexpr T smaller(T a, T b) {
+    const auto x = widen(a), y = widen(b);
+    const auto chosen = x < y ? x : y;
+    return narrow<T>(y == y ? chosen : x);
+}
+
+}  // namespace simt
+
+namespace metal {
+
+#define SIMT_MAX_MIN(T)                                                   \
+    SIMT_INLINE constexpr T max(T a, T b) { return simt::larger(a, b); }  \
+    SIMT_INLINE constexpr T min(T a, T b) { return simt::smaller(a, b); } \
+    SIMT_INLINE constexpr T clamp(T x, T low, T high) { return simt::smaller(simt::larger(x, low), high); }
 SIMT_FOR_INTEGERS(SIMT_MAX_MIN)
 SIMT_FOR_FLOATS(SIMT_MAX_MIN)
 #undef SIMT_MAX_MIN
+template <class T, enable_if_t<is_same_v<T, bfloat>, int> = 0>
+SIMT_INLINE constexpr T max(T a, T b) {
+    return simt::larger(a, b);
+}
+template <class T, enable_if_t<is_same_v<T, bfloat>, int> = 0>
+SIMT_INLINE constexpr T min(T a, T b) {
+    return simt::smaller(a, b);
+}
+template <class T, enable_if_t<is_same_v<T, bfloat>, int> = 0>
+SIMT_INLINE constexpr T clamp(T x, T low, T high) {
+    return simt::smaller(simt::larger(x, low), high);
+}
 
 #define SIMT_ELEMENTWISE_2(name)                                                 \
     template <class T, int N>                                                    \

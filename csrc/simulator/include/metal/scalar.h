@@ -26,11 +26,11 @@ SIMT_INLINE constexpr To as_type(From value) {
     return __builtin_bit_cast(To, value);
 }
 
-// Applies a macro to types. Metal declares its functions for each scalar type and not as templates, which decides
-// between them and templates of the same name that kernels declare.
+// Applies a macro to types. Metal declares its functions for each scalar type, not as templates, which decides between
+// them and templates of the same name that kernels declare. It has no functions of bfloat.
 #define SIMT_FOR_INTEGERS(macro) \
     macro(char) macro(uchar) macro(short) macro(ushort) macro(int) macro(uint) macro(long) macro(ulong)
-#define SIMT_FOR_FLOATS(macro) macro(half) macro(bfloat) macro(float) macro(double)
+#define SIMT_FOR_FLOATS(macro) macro(half) macro(float) macro(double)
 
 namespace metal {
 using ::bfloat;

@@ -183,22 +183,42 @@ struct Min {
         return metal::min(a, b);
     }
 };
+// Bit by bit, floating-point numbers too.
+template <class T>
+SIMT_INLINE auto bits_of(T value) {
+    using Bits = std::conditional_t<
+        sizeof(T) == 1, uint8_t,
+        std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>>;
+    if constexpr (metal::is_floating_point_v<T>) {
+        return __builtin_bit_cast(Bits, value);
+    } else {
+        return value;
+    }
+}
+template <class T, class Bits>
+SIMT_INLINE T from_bits(Bits bits) {
+    if constexpr (metal::is_floating_point_v<T>) {
+        return __builtin_bit_cast(T, static_cast<decltype(bits_of(T()))>(bits));
+    } else {
+        return static_cast<T>(bits);
+    }
+}
 struct And {
     template <class T>
     static SIMT_INLINE T apply(T a, T b) {
-        return static_cast<T>(a & b);
+        return from_bits<T>(bits_of(a) & bits_of(b));
     }
 };
 struct Or {
     template <class T>
     static SIMT_INLINE T apply(T a, T b) {
-        return static_cast<T>(a | b);
+        return from_bits<T>(bits_of(a) | bits_of(b));
     }
 };
 struct Xor {
     template <class T>
     static SIMT_INLINE T apply(T a, T b) {
-        return static_cast<T>(a ^ b);
+        return from_bits<T>(bits_of(a) ^ bits_of(b));
     }
 };
 

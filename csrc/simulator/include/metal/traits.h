@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "config.h"
 #include "scalar.h"
 
 namespace metal {
@@ -25,7 +26,6 @@ using std::is_class_v;
 using std::is_const_v;
 using std::is_convertible;
 using std::is_convertible_v;
-using std::is_empty_v;
 using std::is_enum_v;
 using std::is_integral;
 using std::is_integral_v;
@@ -51,7 +51,30 @@ using std::remove_reference;
 using std::remove_reference_t;
 using std::true_type;
 using std::underlying_type_t;
-using std::void_t;
+
+// Metal's own headers are made of these.
+template <class... T>
+using _conjunction = std::conjunction<T...>;
+template <class... T>
+using _disjunction = std::disjunction<T...>;
+template <class T>
+using _negation = std::negation<T>;
+
+// All lanes have the same value of it; Metal may then keep it once.
+template <class T>
+using uniform = T;
+template <class T>
+SIMT_INLINE constexpr T make_uniform(T value) {
+    return value;
+}
+
+// There are no address spaces here.
+template <class T>
+struct remove_addrspace {
+    using type = T;
+};
+template <class T>
+using remove_addrspace_t = T;
 
 template <class T>
 struct is_floating_point : bool_constant<std::is_floating_point_v<T> || is_same_v<remove_cv_t<T>, half> ||

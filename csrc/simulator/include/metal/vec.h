@@ -159,19 +159,17 @@ struct vec : simt::Components<T, N, N == 2 ? 2 : 4> {
             return static_cast<T>(a[i]);
         }
     }
-    template <class A>
-    static SIMT_INLINE constexpr T nth(int i, const A& a) {
-        return pick(a, i);
+    static SIMT_INLINE constexpr T nth(int) { return T(0); }
+    template <class A, class... Rest>
+    static SIMT_INLINE constexpr T nth(int i, const A& a, const Rest&... rest) {
+        return i < width<A>() ? pick(a, i) : nth(i - width<A>(), rest...);
     }
-    template <class A, class B, class... Rest>
-    static SIMT_INLINE constexpr T nth(int i, const A& a, const B& b, const Rest&... rest) {
-        return i < width<A>() ? pick(a, i) : nth(i - width<A>(), b, rest...);
-    }
+    // What a list in braces leaves out is 0.
     template <class... A>
     static SIMT_INLINE constexpr Base join(const A&... parts) {
-        static_assert((width<A>() + ...) == N, "the parts of a vector must have as many elements as the vector");
-        if constexpr (sizeof...(A) == N) {
-            return Base(static_cast<T>(parts)...);
+        static_assert((width<A>() + ...) <= N, "the parts of a vector have more elements than the vector");
+        if constexpr (N == 2) {
+            return Base(nth(0, parts...), nth(1, parts...));
         } else if constexpr (N == 3) {
             return Base(nth(0, parts...), nth(1, parts...), nth(2, parts...));
         } else {
