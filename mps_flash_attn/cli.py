@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Sequence
 
-from . import doctor
+from . import doctor, doctor_text
 from ._version import __version__
 from .runtime import base
 
@@ -86,8 +86,8 @@ def _run_doctor(args: argparse.Namespace) -> int:
     tell = functools.partial(print, flush=True)
     report = doctor.examine(
         args.device,
-        started=lambda report: tell(f"{doctor.header(report)}\n\n{doctor.TITLES}"),
-        checked=lambda result: tell(doctor.line(result)),
+        started=lambda report: tell(doctor_text.header(report)),
+        checked=lambda result: tell(doctor_text.line(result)),
     )
-    tell(f"\n{doctor.summary(report)}")
+    tell(f"\n{doctor_text.summary(report)}")
     return int(report.verdict)

@@ -1,7 +1,4 @@
-"""Examines this machine: what is there, and whether each kernel computes here what it has to, on each runtime.
-
-`examine` does the work and returns a `Report`; `header`, `line` and `summary` put it into words.
-"""
+"""Examines this machine: what is there, and whether each kernel computes here what it has to, on each runtime."""
 
 from __future__ import annotations
 
@@ -15,8 +12,6 @@ import math
 import os
 import pkgutil
 import platform
-import textwrap
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +27,13 @@ from .self_check import Measured, SelfCheck
 
 __all__ = [
     "SCHEMA",
-    "TITLES",
     "CacheState",
     "CheckResult",
     "Report",
     "RuntimeState",
     "Verdict",
     "examine",
-    "header",
-    "line",
     "operations",
-    "summary",
 ]
 
 #: Version of `Report.as_json`; grows when a field changes its meaning or goes.
@@ -226,7 +217,11 @@ def _caches() -> tuple[CacheState, ...]:
 
 
 def _cache_state(folder: Path) -> CacheState:
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    sizes = []
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # other processes may delete files meanwhile
+            if path.is_file():
+                sizes.append(path.stat().st_size)
     return CacheState(folder.name, str(folder), len(sizes), sum(sizes), _obstacle(folder))
 
 
@@ -269,8 +264,8 @@ def _untested(runtimes: Sequence[RuntimeState]) -> Iterator[str]:
             yield f"Calls on {device} tensors: {base.RUNTIME_VARIABLE}={forced!r} forces another device's runtime."
     if not any(state.device == "mps" and state.unavailable is None for state in runtimes):
         yield (
-            "No Apple GPU took part: Apple's compiler has not seen the kernels, nothing has run through Metal, and the "
-            "times above say nothing about a GPU."
+            "No Apple GPU took part: Apple's compiler has not seen the kernels, nothing has run through Metal, and no "
+            "time in this report says anything about a GPU."
         )
 
 
@@ -326,68 +321,3 @@ def _judged(result: CheckResult, measure: Callable[[], Measured]) -> CheckResult
     if not measured.passed:
         values["failure"] = f"{measured.output} differs by {measured.error:.2e}; allowed: {measured.bound:.2e}"
     return dataclasses.replace(result, **values)
-
-
-def header(report: Report) -> str:
-    """What was found, before the checks."""
-    facts = dict(report.environment)
-    facts["compiler"] = report.compiler
-    for cache in report.caches:
-        size = f"{cache.files} files, {cache.bytes / 2**20:.1f} MiB"
-        facts[f"cache {cache.name}"] = f"{cache.folder} ({size}{f'; {cache.problem}' if cache.problem else ''})"
-    for state in report.runtimes:
-        usable = "usable" if state.unavailable is None else f"not usable: {state.unavailable}"
-        chosen = f", serves {state.device} tensors" if state.serves else ""
-        facts[f"runtime {state.name}"] = usable + chosen
-    width = max(map(len, facts))
-    return "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())
-
-
-_COLUMNS = "{:<6}  {:<10} {:<24}  {:<8}  {:<48}  {:>8}  {:>8}  {:>10}  {:>9}"
-
-#: The titles of what `line` returns.
-TITLES = _COLUMNS.format("", "runtime", "kernel", "dtype", "problem", "error", "bound", "prepare ms", "launch ms")
-
-
-def line(check: CheckResult) -> str:
-    """One check, in columns."""
-
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    return _COLUMNS.format(
-        "ok" if check.passed else "FAILED",
-        check.runtime,
-        check.kernel,
-        check.dtype,
-        check.problem,
-        number(check.error, ".1e"),
-        number(check.bound, ".1e"),
-        number(check.prepare_ms, ".1f"),
-        number(check.launch_ms, ".2f"),
-    )
-
-
-def summary(report: Report) -> str:
-    """What was not tested, what went wrong, and the verdict."""
-    parts = []
-    failures = Counter(check.failure for check in report.checks if check.failure is not None)
-    if failures:
-        parts += ["Failures:", *(_indented(f"{count} x {text}") for text, count in failures.items()), ""]
-    if report.untested:
-        parts += ["Not tested:", *map(_indented, report.untested), ""]
-    return "\n".join([*parts, _verdict(report)])
-
-
-def _indented(text: str) -> str:
-    return textwrap.indent(text, "  ")
-
-
-def _verdict(report: Report) -> str:
-    if report.verdict is Verdict.NOTHING_CHECKED:
-        return "NOTHING CHECKED: no runtime can be used on this machine; the reasons are above."
-    names = ", ".join(dict.fromkeys(check.runtime for check in report.checks))
-    if report.verdict is Verdict.FAILED:
-        failed = sum(not check.passed for check in report.checks)
-        return f"FAILED: {failed} of {len(report.checks)} checks, runtimes: {names}."
-    return f"OK: {len(report.checks)} checks passed, runtimes: {names}."
