@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
+import sys
 from collections.abc import Sequence
 
 from . import doctor, doctor_text
@@ -48,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those after the program's name; ``sys.argv`` by default.
     """
     args = _parser().parse_args(arguments)
-    code: int = args.run(args)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has enough, as in `doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python can flush at its exit
+        return 1
     return code
 
 

@@ -267,3 +267,12 @@ def test_python_m_shows_its_commands_and_exit_codes() -> None:
     for arguments, words in ((["--help"], "patch()"), (["doctor", "--help"], "a check failed")):
         command = [sys.executable, "-m", "mps_flash_attn", *arguments]
         assert words in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    command = [sys.executable, "-m", "mps_flash_attn", "doctor", "--device", "mps"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
