@@ -36,7 +36,11 @@ done
 
 mkdir -p "$CACHE"
 exec 9>"$CACHE/root.lock"
-flock 9 # another run may be making it, or working in the one before
+# Another run may be making it, or working in the one before.
+flock --nonblock 9 || {
+    echo 'make_root.sh: waiting for another run' >&2
+    flock 9
+}
 if [[ -d $root ]]; then
     echo "$root"
     exit
