@@ -1,9 +1,11 @@
 // The extension module mps_flash_attn._metal: launches kernels on PyTorch's own MPS stream. The only file that knows
 // ATen; Metal itself is behind the C functions of mfa.h.
 //
-// It follows PyTorch's own kernels. The encoder is fetched on the stream's queue and left open, so that launches
-// coalesce with PyTorch's. Nothing is committed and nothing waited for. The command buffer retains the buffers that are
-// bound, and the allocator hands memory on within the one stream only, so tensors have to live no longer than the call.
+// It does as PyTorch does with kernels that its users compile. The encoder is fetched on the stream's queue and left
+// open, so that launches coalesce with PyTorch's; it runs dispatches one after the other, so they need no barriers. The
+// profiler is told nothing, and what a capture has put in the encoder's place is used as it is. Nothing is committed
+// and nothing waited for. The command buffer retains the buffers that are bound, and the allocator hands memory on
+// within the one stream only, so tensors have to live no longer than the call.
 //
 // Objects of Metal are passed on as pointers and never messaged: what needs no Objective-C compiles as C++ too.
 #include <ATen/core/Tensor.h>
@@ -63,17 +65,14 @@ const MFADeviceInfo& device_info() {
 
 struct Encoding {
     at::mps::MPSStream* stream;
-    const std::vector<MFALaunch>& launches;
+    const MFALaunch& launch;
     std::exception_ptr failure;
 };
 
 // Runs on the stream's queue, out of which no exception may come.
 void encode_on_queue(void* context) noexcept {
     auto& encoding = *static_cast<Encoding*>(context);
-    const auto encode = [&] {
-        require(mfa_encode(opaque(encoding.stream->commandEncoder()), encoding.launches.data(),
-                           static_cast<uint32_t>(encoding.launches.size())));
-    };
+    const auto encode = [&] { require(mfa_encode(opaque(encoding.stream->commandEncoder()), &encoding.launch, 1)); };
     try {
 #ifdef __OBJC__
         @autoreleasepool {  // Python's threads have none
@@ -90,9 +89,9 @@ void encode_on_queue(void* context) noexcept {
     }
 }
 
-void encode(const std::vector<MFALaunch>& launches) {
+void encode(const MFALaunch& launch) {
     at::mps::MPSStream* const stream = at::mps::getCurrentMPSStream();
-    Encoding encoding{stream, launches, nullptr};
+    Encoding encoding{stream, launch, nullptr};
     dispatch_sync_f(static_cast<dispatch_queue_t>(stream->queue()), &encoding, encode_on_queue);
     if (encoding.failure) std::rethrow_exception(encoding.failure);
 }
@@ -171,12 +170,12 @@ class Arguments {
     void add_value(const py::handle value) {
         starts_[bytes_count_] = values_.size();
         const Cast cast = current_cast();
-        if (PyList_Check(value.ptr()) || PyTuple_Check(value.ptr())) {
-            PyObject* const* const items = PySequence_Fast_ITEMS(value.ptr());
-            for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(value.ptr()); ++i) add_number(items[i], cast);
-        } else {
-            add_number(value.ptr(), cast);
-        }
+        const bool is_list = PyList_Check(value.ptr()) || PyTuple_Check(value.ptr());
+        PyObject* single = value.ptr();
+        PyObject* const* const items = is_list ? PySequence_Fast_ITEMS(value.ptr()) : &single;
+        const Py_ssize_t count = is_list ? PySequence_Fast_GET_SIZE(value.ptr()) : 1;
+        const bool whole = count > 0 && PyLong_Check(items[0]);
+        for (Py_ssize_t i = 0; i < count; ++i) add_number(items[i], whole, cast);
         const uint64_t length = values_.size() - starts_[bytes_count_];
         if (length == 0 || length > kMaxBytes) {
             throw py::value_error(name() + " takes " + std::to_string(length) + " bytes; accepted are 1 to " +
@@ -192,15 +191,15 @@ class Arguments {
         return cast.is_none() ? Cast::none : to_cast(cast.cast<std::string>());
     }
 
-    void add_number(PyObject* number, Cast cast) {
-        const bool whole = PyLong_Check(number);
-        if (!whole && !PyFloat_Check(number)) {
+    // `whole`: whether the first of the numbers is an int; without a cast that decides for all.
+    void add_number(PyObject* number, bool whole, Cast cast) {
+        if (!PyLong_Check(number) && (!PyFloat_Check(number) || (whole && cast == Cast::none))) {
             throw py::type_error(name() + " is or holds a " + Py_TYPE(number)->tp_name +
-                                 "; accepted are mps tensors, int, float, and lists of int or float");
+                                 "; accepted are mps tensors, int, float, and lists of either");
         }
         switch (cast) {
             case Cast::none:
-                return whole ? append(to_int<int64_t>(number)) : append(static_cast<float>(PyFloat_AS_DOUBLE(number)));
+                return whole ? append(to_int<int64_t>(number)) : append(to_float(number));
             case Cast::int8:
                 return append(to_int<int8_t>(number));
             case Cast::uint8:
@@ -251,11 +250,12 @@ class Arguments {
     std::vector<char> values_;
 };
 
-// An int or one to three of them; returns how many there were and fills up with 1.
-int to_size(const std::string& kernel, const char* name, const py::handle value, uint32_t (&size)[3]) {
+// An int or one to three of them, each `least` or more; returns how many there were and fills up with 1.
+int to_size(const std::string& kernel, const char* name, const py::handle value, long long least, uint32_t (&size)[3]) {
     const auto fail = [&] {
         throw py::value_error("kernel '" + kernel + "': " + name + " is " + py::repr(value).cast<std::string>() +
-                              "; accepted is an int or one to three ints from 1 to 2**32 - 1");
+                              "; accepted is an int or one to three ints from " + std::to_string(least) +
+                              " to 2**32 - 1");
     };
     const bool single = PyLong_Check(value.ptr());
     if (!single && !PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) fail();
@@ -267,8 +267,8 @@ int to_size(const std::string& kernel, const char* name, const py::handle value,
             continue;
         }
         PyObject* const item = single ? value.ptr() : PySequence_Fast_ITEMS(value.ptr())[i];
-        const long long number = PyLong_Check(item) ? PyLong_AsLongLong(item) : 0;
-        if (number < 1 || number > std::numeric_limits<uint32_t>::max()) {
+        const long long number = PyLong_Check(item) ? PyLong_AsLongLong(item) : -1;
+        if (number < least || number > std::numeric_limits<uint32_t>::max()) {
             PyErr_Clear();
             fail();
         }
@@ -299,19 +299,20 @@ class Kernel {
         arguments.fill(launch);
         int rank = 1;
         if (!threads.is_none()) {
-            rank = to_size(name_, "threads", threads, launch.threads);
-        } else if (arguments.first_numel() > 0) {
-            to_size(name_, "threads", py::int_(arguments.first_numel()), launch.threads);
+            rank = to_size(name_, "threads", threads, 0, launch.threads);
+        } else if (arguments.first_numel() >= 0) {
+            to_size(name_, "threads", py::int_(arguments.first_numel()), 0, launch.threads);
         } else {
             throw py::value_error("kernel '" + name_ + "': threads is needed, as no argument is a tensor");
         }
         if (group_size.is_none()) {
-            to_size(name_, "group_size", py::int_(max_threads_), launch.group_size);
-        } else if (to_size(name_, "group_size", group_size, launch.group_size) != rank) {
+            to_size(name_, "group_size", py::int_(max_threads_), 1, launch.group_size);
+        } else if (to_size(name_, "group_size", group_size, 1, launch.group_size) != rank) {
             throw py::value_error("kernel '" + name_ + "': group_size and threads must have equally many numbers");
         }
+        if (launch.threads[0] == 0 || launch.threads[1] == 0 || launch.threads[2] == 0) return;
         const py::gil_scoped_release unlocked;  // the queue may be held by a thread that waits for Python
-        encode({launch});
+        encode(launch);
     }
 
   private:

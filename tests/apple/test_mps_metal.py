@@ -54,6 +54,13 @@ def test_arguments_reach_the_kernel(seed: int) -> None:
     assert stored.tolist() == [7, -5]
 
 
+def test_an_empty_grid_encodes_nothing() -> None:
+    x, before = torch.ones(4, device="mps"), _dispatches()
+    _scale(x, 2.0, [0, 0], threads=(0, 4), group_size=(1, 1))
+    assert _dispatches() == before
+    assert x.tolist() == [1.0] * 4
+
+
 def test_launches_join_pytorchs_encoder_in_order() -> None:
     x = torch.ones(64, device="mps")
     for _ in range(3):
@@ -95,7 +102,9 @@ _ONE: dict[str, Any] = {"threads": 1, "group_size": 1}
         (lambda x: _scale(x, 300, [0, 0], arg_casts={1: "int8"}, **_ONE), TypeError, "300 does not fit"),
         (lambda x: _scale(x, 1.0, [0, 0], arg_casts="fp8", **_ONE), ValueError, "'fp8'; accepted are 'int8'"),
         (lambda x: _scale(*[x] * 32, **_ONE), TypeError, "32 arguments; Metal has 31"),
-        (lambda x: _scale(x, 1.0, [0, 0], threads=0, group_size=1), ValueError, "threads is 0"),
+        (lambda x: _scale(x, 1.0, [0, 0.5], **_ONE), TypeError, "argument 2 .* holds a float"),
+        (lambda x: _scale(x, 1.0, [0, 0], threads=-1, group_size=1), ValueError, "threads is -1"),
+        (lambda x: _scale(x, 1.0, [0, 0], threads=1, group_size=0), ValueError, "group_size is 0"),
         (lambda x: _scale(x, 1.0, [0, 0], threads=(1, 1), group_size=1), ValueError, "equally many"),
         (lambda x: _scale(x, 1.0, [0, 0], threads=(1,) * 4, group_size=1), ValueError, "one to three ints"),
         (lambda x: _scale(1.0, 1.0, [0, 0]), ValueError, "threads is needed"),
