@@ -14,7 +14,8 @@ __all__ = ["CAPABILITIES", "compile_shader", "is_checking", "unavailable"]
 
 CAPABILITIES = Capabilities()
 
-_TOO_OLD = f"PyTorch {torch.__version__} has no torch.mps.compile_shader; 2.7 and newer have it"
+#: PyTorch 2.6 has the same function, not yet under a public name.
+_COMPILER = "compile_shader" if hasattr(torch.mps, "compile_shader") else "_compile_shader"
 
 
 @functools.cache
@@ -24,10 +25,8 @@ def compile_shader(source: str) -> Any:
     Raises:
         KernelCompileError: with the Metal compiler's words.
     """
-    if not hasattr(torch.mps, "compile_shader"):
-        raise KernelCompileError(_TOO_OLD)
     try:
-        return torch.mps.compile_shader(source)
+        return getattr(torch.mps, _COMPILER)(source)
     except (RuntimeError, SyntaxError) as error:
         raise KernelCompileError(str(error)) from error
 
@@ -40,7 +39,7 @@ def is_checking() -> bool:
 def unavailable() -> str | None:
     """Why PyTorch cannot run Metal text here, if so."""
     if torch.backends.mps.is_available():
-        return None if hasattr(torch.mps, "compile_shader") else _TOO_OLD
+        return None
     if not torch.backends.mps.is_built():
         return "this PyTorch was built without the mps device, which exists on macOS alone"
     return "PyTorch finds no Apple GPU that it can use; it needs macOS 14 or newer on Apple silicon"
