@@ -54,11 +54,17 @@ def metal() -> Extension:
 
 
 def pytorch() -> Path:
-    """The folder of the PyTorch that this environment runs, which an isolated build cannot import but can see."""
-    spec = find_spec("torch")
-    found = Path(spec.origin).parent if spec and spec.origin else Path(sysconfig.get_path("platlib")) / "torch"
-    if not (found / "include/ATen/mps/MPSStream.h").exists():
-        raise CompileError("PyTorch is not installed here yet; install it first, then this package again")
+    """The folder of the PyTorch to build against.
+
+    That is the one in this environment, which an isolated build cannot import but can see. Where none is installed yet,
+    it is the build requirement: both are the newest release then.
+    """
+    found = Path(sysconfig.get_path("platlib")) / "torch"
+    if not found.exists():
+        spec = find_spec("torch")
+        if spec is None or spec.origin is None:
+            raise CompileError("PyTorch is not installed here; install it first, then this package again")
+        found = Path(spec.origin).parent
     return found
 
 
