@@ -52,8 +52,8 @@ trap 'rm -rf --one-file-system "$work"' EXIT
 
 if ! mmdebstrap=$(command -v mmdebstrap); then
     # One Perl script: unpacked beside the root instead of installed.
-    (cd "$work" && apt-get -qq download mmdebstrap) ||
-        fail 'mmdebstrap cannot be downloaded: check the network and run apt-get update, or apt-get install mmdebstrap'
+    (cd "$work" && { apt-get -qq download mmdebstrap || { apt-get -qq update && apt-get -qq download mmdebstrap; }; }) ||
+        fail 'mmdebstrap cannot be downloaded: check the network, or apt-get install mmdebstrap'
     dpkg -x "$work"/mmdebstrap_*.deb "$work/tools"
     mmdebstrap=$work/tools/usr/bin/mmdebstrap
 fi
