@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SETUP_INPUTS := $(wildcard pyproject.toml setup.py constraints.txt csrc/*.cpp csrc/*.h \
                            csrc/simulator/*.cpp csrc/simulator/*.h csrc/simulator/*.S csrc/simulator/include/simt.h)
 CPP_SOURCES := find csrc mps_flash_attn tests -type f \
-               \( -name '*.h' -o -name '*.cpp' -o -name '*.metal' -o -path 'csrc/*/include/*' \) -print0
+               \( -name '*.h' -o -name '*.cpp' -o -name '*.mm' -o -name '*.metal' -o -path 'csrc/*/include/*' \) -print0
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check-apple lint format bench clean

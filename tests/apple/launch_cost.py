@@ -7,7 +7,6 @@ stand-in checks every call as Metal's validation does but executes nothing, so i
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 
@@ -22,7 +21,9 @@ from mps_flash_attn.runtime import base
 from . import mps
 from .metal import native
 
-__all__ = ["measure"]
+__all__ = ["LAUNCH", "measure"]
+
+LAUNCH = "a cached launch of the forward kernel"
 
 _CALLS, _ROUNDS = 200, 15
 
@@ -46,11 +47,11 @@ def _microseconds(call: Callable[[], object]) -> float:
 
 
 def measure() -> dict[str, float]:
-    """Microseconds a call, medians over rounds in which the calls take turns."""
+    """Microseconds a call in the fastest of the rounds, in which the calls take turns: other work only adds."""
     mps.load_metal()
     os.environ[base.RUNTIME_VARIABLE] = "metal"
     runtime = base.for_device("mps")
-    query, key, value = (torch.randn(1, 4, 128, 64, device="mps") for _ in range(3))
+    query, key, value = (torch.randn(1, 1, 16, 64, device="mps") for _ in range(3))
     out, lse = torch.empty_like(query), torch.empty(query.shape[:3], dtype=lse_dtype(query.dtype), device="mps")
     problem = describe(query, key, value, None, 0.125, Causal.NONE, out=out)
     planned = plan.forward(problem, runtime.CAPABILITIES)
@@ -61,7 +62,7 @@ def measure() -> dict[str, float]:
     calls: dict[str, Callable[[], object]] = {
         "empty custom operator, allocating out and lse": lambda: operator(query, key, value, None, 0.125, 0),
         "attention_forward, operator and launch": lambda: attention_forward(query, key, value, None, 0.125, 0),
-        "a cached launch of the forward kernel": lambda: bound(*tensors),
+        LAUNCH: lambda: bound(*tensors),
         "a launch of an empty kernel with one buffer": lambda: nothing(query, threads=1, group_size=1),
     }
     standin = native.load().standin
@@ -70,7 +71,7 @@ def measure() -> dict[str, float]:
         rounds = [[_microseconds(call) for call in calls.values()] for _ in range(_ROUNDS + 1)][1:]
     finally:
         standin.standin_set_execution(1)
-    return dict(zip(calls, map(statistics.median, zip(*rounds, strict=True)), strict=True))
+    return dict(zip(calls, map(min, zip(*rounds, strict=True)), strict=True))
 
 
 if __name__ == "__main__":

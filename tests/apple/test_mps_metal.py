@@ -18,7 +18,7 @@ import torch
 from mps_flash_attn import errors, flash_attention
 from mps_flash_attn.runtime import base, metal
 
-from . import mps
+from . import launch_cost, mps
 from .build import ROOT, shared_library
 from .metal import native
 
@@ -283,3 +283,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     first, second = (json.loads(result.stdout) for result in results)
     assert first["compiled"] == 5  # the self-check, one forward and three backward kernels
     assert (second["compiled"], second["archive_hits"]) == (0, 5)
+
+
+def test_a_cached_launch_takes_at_most_15_microseconds() -> None:
+    assert launch_cost.measure()[launch_cost.LAUNCH] <= 15
