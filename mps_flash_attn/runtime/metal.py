@@ -1,7 +1,7 @@
-"""The runtime that is built on macOS: pipelines from a cache that outlives the process, launched on PyTorch's stream.
+"""The runtime that is built on macOS: Metal through Swift, launches on PyTorch's own encoder.
 
-It has the face of ``torch.mps.compile_shader`` and two things more: kernels are compiled with the fast options that the
-package asks for, and a second process finds them compiled on disk.
+It has the face of ``torch.mps.compile_shader``. What it adds: a second process finds its kernels compiled on disk, and
+the pipelines in memory are bounded.
 """
 
 from __future__ import annotations
