@@ -76,8 +76,8 @@ class Counts(ctypes.Structure):
     _fields_ = tuple(
         (name, c_uint64)
         for name in (
-            *("libraries", "pipelines_compiled", "pipelines_loaded", "dispatches", "executed", "barriers"),
-            *("buffers", "buffer_bytes"),
+            *("libraries", "pipelines_compiled", "pipelines_loaded", "archives_rejected"),
+            *("dispatches", "executed", "barriers", "buffers", "buffer_bytes"),
         )
     )
 

@@ -169,6 +169,7 @@ def _empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, _replace, _empty])
 def test_a_damaged_archive_is_made_anew(archives: Path, metal: native.Runtime, damage: Callable[[Path], None]) -> None:
+    """Metal itself never gets to read what is damaged."""
     text = distinct()
     number = metal.kernel(text, "scale")
     (archive,) = _files(archives)
@@ -178,6 +179,7 @@ def test_a_damaged_archive_is_made_anew(archives: Path, metal: native.Runtime, d
         with _changes(metal) as moved:
             assert metal.kernel(text, "scale") == number
         assert {name: moved[name] for name in expected} == expected
+        assert moved["archives_rejected"] == 0
     assert len(_files(archives)) == 1
 
 

@@ -27,6 +27,7 @@ typedef struct {
     uint64_t libraries;          /* texts that went through makeLibrary */
     uint64_t pipelines_compiled; /* for a pipeline or for an archive */
     uint64_t pipelines_loaded;   /* taken from an archive */
+    uint64_t archives_rejected;  /* files that were to be archives and are not */
     uint64_t dispatches;         /* encoded */
     uint64_t executed;           /* dispatches that ran */
     uint64_t barriers;           /* memory barriers encoded */

@@ -22,6 +22,7 @@ final class SimulatedArchive: NSObject, MTLBinaryArchive {
         guard parts.count == 2, String(decoding: parts[0], as: UTF8.self) == "\(Self.mark) \(parts[1].count)",
             let entries = try? JSONDecoder().decode(Set<Entry>.self, from: parts[1])
         else {
+            Counts.shared.add(\.archives_rejected)
             throw failure(
                 MTLBinaryArchiveDomain, MTLBinaryArchiveError.Code.invalidFile.rawValue, "\(url.path) is no archive")
         }
