@@ -37,6 +37,7 @@ Argument = Tensor | int | float | Sequence[int] | Sequence[float] | Sequence[Ten
 
 _CASTS = {"int8": "b", "uint8": "B", "int16": "h", "int32": "i", "fp16": "e", "bf16": "bf16"}
 _THREADS_VARIABLE = "MPS_FLASH_ATTN_SIMULATOR_THREADS"
+_TRANSLATOR_FILES = ("kernel_signature.py", "metal_text.py", "preprocess.py", "tokens.py", "translate.py")
 
 
 def compile_shader(source: str) -> ShaderLibrary:
@@ -75,7 +76,7 @@ def _library(source: str, compiler: Compiler, folder: Path) -> ShaderLibrary:
 @functools.cache
 def _translator_digest() -> str:
     folder = Path(__file__).parent
-    return content_key(*((folder / name).read_text() for name in ("translate.py", "tokens.py")))
+    return content_key(*((folder / name).read_text() for name in _TRANSLATOR_FILES))
 
 
 def _translate(source: str, compiler: Compiler, cache: Cache) -> Translation:

@@ -6,141 +6,42 @@ the C++ compiler's messages show lines of the Metal text.
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import tempfile
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from ...errors import KernelCompileError
 from .compiler import Compiler
-from .tokens import Kind, Token, tokenize
+from .kernel_signature import ADDRESS_SPACES, BufferInfo, KernelInfo, Parameter, UnsupportedParameterError, bind
+from .metal_text import MetalText
+from .preprocess import SOURCE_NAME, preprocess
+from .tokens import Kind
 
-__all__ = ["BufferInfo", "KernelInfo", "Translation", "translate"]
-
-SOURCE_NAME = "kernel.metal"
-"""What messages call a text that does not name itself with ``#line``."""
+__all__ = ["SOURCE_NAME", "BufferInfo", "KernelInfo", "Translation", "translate"]
 
 ConstantValue = bool | int | float
 
-# Metal's own headers: all they declare is in the simulator's metal_stdlib, which every translated text includes.
-_METAL_HEADERS = (
-    "metal_array",
-    "metal_assert",
-    "metal_atomic",
-    "metal_command_buffer",
-    "metal_common",
-    "metal_compute",
-    "metal_config",
-    "metal_extended_vector",
-    "metal_geometric",
-    "metal_graphics",
-    "metal_integer",
-    "metal_limits",
-    "metal_logging",
-    "metal_math",
-    "metal_matrix",
-    "metal_numeric",
-    "metal_pack",
-    "metal_packed_vector",
-    "metal_quadgroup",
-    "metal_relational",
-    "metal_simdgroup",
-    "metal_simdgroup_matrix",
-    "metal_stdlib",
-    "metal_texture",
-    "metal_type_traits",
-    "metal_types",
-    "metal_uniform",
-    "metal_utility",
-    "metal_visible_function_table",
-    "simd/simd.h",
-)
-_MACROS = {
-    "__METAL__": "1",
-    "__METAL_VERSION__": "310",
-    "__METAL_MACOS__": "1",
-    "__HAVE_BFLOAT__": "1",
-    "__HAVE_SIMDGROUP_MATRIX__": "1",
-    "__HAVE_SIMDGROUP_REDUCTION__": "1",
-}
-
-_ERASED_SPACES = frozenset({"device", "threadgroup", "thread", "threadgroup_imageblock", "ray_data", "object_data"})
-_ADDRESS_SPACES = _ERASED_SPACES | {"constant"}
-_SPECIFIERS = frozenset({"static", "const", "constexpr", "volatile", "inline", "extern"})
-_ACCESS = frozenset({"public", "protected", "private"})
-_QUALIFIERS = _ADDRESS_SPACES | {"const", "volatile", "typename", "class"}
+# Of address spaces, `constant` becomes `const`; the others leave no trace.
+_ERASED_SPACES = ADDRESS_SPACES - {"constant"}
+_SPECIFIERS = frozenset({"const", "constexpr", "extern", "inline", "static", "volatile"})
+_CLASS_KEYS = frozenset({"class", "struct", "union"})
+_ACCESS = frozenset({"private", "protected", "public"})
+_QUALIFIERS = ADDRESS_SPACES | {"class", "const", "typename", "volatile"}
 _FUNDAMENTAL = frozenset(
-    {"bool", "char", "short", "int", "long", "unsigned", "signed", "float", "double", "half", "void"}
+    {"bool", "char", "double", "float", "half", "int", "long", "short", "signed", "unsigned", "void"}
 )
-_CLOSING = {"(": ")", "[": "]", "{": "}"}
+# Words before a "(" that starts no parameters.
+_NO_FUNCTIONS = frozenset({"_Pragma", "__attribute__", "alignas", "decltype", "static_assert"})
 
-_MARKER = re.compile(r'#\s*(?:line\s+)?(\d+)(?:\s+"([^"]*)")?')
 _SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
 _COMPONENT = {name: index for letters in ("xyzw", "rgba") for index, name in enumerate(letters)}
 _ASSIGNMENTS = frozenset({"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^="})
 _FLOAT = re.compile(r"(?i)(?!0x)(\d[\d']*\.[\d']*(?:e[+-]?\d+)?|\.\d[\d']*(?:e[+-]?\d+)?|\d[\d']*e[+-]?\d+)(bf|[hf]?)")
 
-# Parameters of a kernel that say where the thread is: each is a function of metal/kernel.h.
-_POSITIONS = frozenset(
-    {
-        "dispatch_simdgroups_per_threadgroup",
-        "dispatch_threads_per_threadgroup",
-        "quadgroup_index_in_simdgroup",
-        "quadgroup_index_in_threadgroup",
-        "quadgroups_per_threadgroup",
-        "simdgroup_index_in_threadgroup",
-        "simdgroups_per_threadgroup",
-        "thread_execution_width",
-        "thread_index_in_quadgroup",
-        "thread_index_in_simdgroup",
-        "thread_index_in_threadgroup",
-        "thread_position_in_grid",
-        "thread_position_in_threadgroup",
-        "threadgroup_position_in_grid",
-        "threadgroups_per_grid",
-        "threads_per_grid",
-        "threads_per_simdgroup",
-        "threads_per_threadgroup",
-    }
-)
-_POSITION_SYNONYMS = {"thread_execution_width": "threads_per_simdgroup"}
-
-
-@dataclass(frozen=True)
-class BufferInfo:
-    """One buffer that a kernel takes.
-
-    Attributes:
-        name: the parameter's name.
-        index: n of ``[[buffer(n)]]``.
-        address_space: ``"device"`` or ``"constant"``.
-        type: the parameter's type as written, without its address space.
-        is_const: whether the kernel can only read it.
-    """
-
-    name: str
-    index: int
-    address_space: str
-    type: str
-    is_const: bool
-
-
-@dataclass(frozen=True)
-class KernelInfo:
-    """One kernel of a text.
-
-    Attributes:
-        name: the host name.
-        index: i of the C++ function ``simt_kernel_<i>`` that runs one thread of it.
-        buffers: what it takes, by index.
-    """
-
-    name: str
-    index: int
-    buffers: tuple[BufferInfo, ...]
+_PROLOGUE = '#pragma GCC visibility push(hidden)\n#include "metal_stdlib"\n'
+_EPILOGUE = """
+#pragma GCC visibility pop
+extern "C" __attribute__((visibility("default"))) const uint32_t simt_abi = simt::kAbiVersion;
+"""
 
 
 @dataclass(frozen=True)
@@ -179,635 +80,387 @@ def translate(
     Raises:
         KernelCompileError: naming the line of the Metal text, or with the preprocessor's own words.
     """
-    return _Translator(_preprocess(source, compiler), function_constants or {}).run()
-
-
-def _preprocess(source: str, compiler: Compiler) -> str:
-    torch = importlib.util.find_spec("torch")
-    torch_folders = torch.submodule_search_locations if torch and torch.submodule_search_locations else ()
-    with tempfile.TemporaryDirectory(prefix="mps-flash-attn-") as folder:
-        for name in _METAL_HEADERS:
-            header = Path(folder) / name
-            header.parent.mkdir(exist_ok=True)
-            header.touch()
-        arguments = ["-E", "-x", "c++", "-std=c++17", "-nostdinc", "-undef", "-w", f"-I{folder}"]
-        arguments += [f"-I{Path(path) / 'include'}" for path in torch_folders]
-        arguments += [f"-D{name}={value}" for name, value in _MACROS.items()]
-        result = compiler.run([*arguments, "-"], text=f'#line 1 "{SOURCE_NAME}"\n{source}')
-    if result.returncode != 0:
-        raise KernelCompileError(f"the Metal text could not be preprocessed:\n{result.stderr.strip()}")
-    return result.stdout
-
-
-@dataclass(frozen=True)
-class _Parameter:
-    name: str
-    words: tuple[str, ...]  # tokens of its declaration, but for attributes and default
-    attributes: Mapping[str, str]  # name -> argument
+    return _Translator(MetalText(preprocess(source, compiler)), function_constants or {}).run()
 
 
 @dataclass(frozen=True)
 class _Function:
+    """A kernel template."""
+
     name: str
-    parameters: tuple[_Parameter, ...]
-    is_template: bool
+    parameters: tuple[Parameter, ...]
+
+
+@dataclass
+class _Scope:
+    """A file, a namespace or a class whose declarations are gone through.
+
+    Attributes:
+        class_name: ``""`` outside of classes.
+        address_spaces: of the definitions so far, those in the header; by what remains of the header in C++.
+    """
+
+    class_name: str = ""
+    address_spaces: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class _Translator:
-    """One translation. Tokens are addressed by their index among those that are not blank."""
+    """One translation. Numbers called ``begin``, ``index``, ... are indices into ``text.words``."""
 
-    def __init__(self, text: str, constants: Mapping[int | str, ConstantValue]) -> None:
-        self._all = _join_directives(tokenize(text))
-        self._places = [index for index, token in enumerate(self._all) if not token.is_blank]
-        self._tokens = [self._all[place] for place in self._places]
-        self._words = [token.text for token in self._tokens]
-        self._names = [token.kind is Kind.NAME for token in self._tokens]
-        self._markers = self._find_markers()
-        self._closing = self._match_brackets()
-        self._out = [token.text for token in self._all]
+    def __init__(self, text: MetalText, constants: Mapping[int | str, ConstantValue]) -> None:
+        self._text = text
+        self._words = text.words
         self._constants = constants
-        self._constant_names: set[str] = set()
+        self._defined_constants: set[str] = set()
         self._kernels: list[KernelInfo] = []
-        self._functions: dict[str, list[_Function]] = {}
+        self._templates: dict[str, list[_Function]] = {}
         self._instantiations: list[tuple[int, int]] = []
-        self._members: set[str] = set()
-        self._single_precision = "double" not in self._words
+        self._members: set[str] = set()  # of the text's own classes, as far as they look like swizzles
+        self._is_single_precision = "double" not in self._words
 
     def run(self) -> Translation:
-        self._scope(0, len(self._words), class_name="")
+        self._declarations(0, len(self._words), _Scope())
         for begin, stop in self._instantiations:  # last, as kernels may be declared before they are defined
-            self._instantiation(begin, stop)
+            self._instantiate(begin, stop)
         self._rewrite_words()
-        self._strip_attributes()
-        prologue = '#pragma GCC visibility push(hidden)\n#include "metal_stdlib"\n'
-        epilogue = (
-            "\n#pragma GCC visibility pop\n"
-            'extern "C" __attribute__((visibility("default"))) const uint32_t simt_abi = simt::kAbiVersion;\n'
-        )
-        return Translation(prologue + "".join(self._out) + epilogue, tuple(self._kernels))
-
-    # Places and messages
-
-    def _match_brackets(self) -> dict[int, int]:
-        pairs: dict[int, int] = {}
-        stack: list[int] = []
         for index, word in enumerate(self._words):
-            if word in _CLOSING and self._tokens[index].kind is Kind.PUNCTUATION:
-                stack.append(index)
-            elif word in (")", "]", "}") and self._tokens[index].kind is Kind.PUNCTUATION:
-                if not stack or _CLOSING[self._words[stack[-1]]] != word:
-                    raise self._error(index, f"{word!r} closes nothing")
-                pairs[stack.pop()] = index
-        if stack:
-            raise self._error(stack[-1], f"{self._words[stack[-1]]!r} is never closed")
-        return pairs
-
-    def _find_markers(self) -> tuple[list[int], list[tuple[str, int]]]:
-        """Where ``#line`` directives are: their places, and the file and the line less the text's own after each."""
-        places, positions = [-1], [(SOURCE_NAME, 0)]
-        for place, token in enumerate(self._all):
-            marker = _MARKER.match(token.text) if token.text.startswith("#") else None
-            if marker is not None:
-                places.append(place)
-                positions.append((marker.group(2) or positions[-1][0], int(marker.group(1)) - token.line - 1))
-        return places, positions
-
-    def _position(self, index: int) -> tuple[str, int]:
-        """File and line of a token in the Metal text."""
-        places, positions = self._markers
-        file, difference = positions[bisect_right(places, self._places[index]) - 1]
-        return file, self._tokens[index].line + difference
-
-    def _error(self, index: int, message: str) -> KernelCompileError:
-        file, line = self._position(min(index, len(self._tokens) - 1))
-        return KernelCompileError(f"{file}:{line}: error: {message}")
-
-    # Edits
-
-    def _erase(self, first: int, last: int) -> None:
-        """Erases tokens first ... last, but for line breaks and directives."""
-        for place in range(self._places[first], self._places[last] + 1):
-            if not self._all[place].is_blank:
-                self._out[place] = ""
-
-    def _replace(self, first: int, last: int, text: str) -> None:
-        self._erase(first, last)
-        self._out[self._places[first]] = text
-
-    def _insert_after(self, index: int, text: str) -> None:
-        self._out[self._places[index]] += text
-
-    def _rendered(self, first: int, last: int) -> str:
-        """Tokens first ... last - 1 as C++, on one line."""
-        words = (
-            "const" if self._words[index] == "constant" else self._out[self._places[index]]
-            for index in range(first, last)
-            if self._words[index] not in _ERASED_SPACES
-        )
-        return " ".join(words)
+            if word == "[" and self._text.is_attribute(index):
+                self._text.erase(index, self._text.closing[index])
+        return Translation(_PROLOGUE + self._text.text() + _EPILOGUE, tuple(self._kernels))
 
     # Declarations
 
-    def _scope(self, begin: int, end: int, *, class_name: str) -> None:
-        """Goes through the declarations of a file, a namespace or the class of that name."""
-        seen: dict[str, tuple[str, ...]] = {}
+    def _declarations(self, begin: int, end: int, scope: _Scope) -> None:
         index = begin
         while index < end:
-            if class_name and self._words[index] in _ACCESS and self._words[index + 1] == ":":
+            if scope.class_name and self._words[index] in _ACCESS and self._words[index + 1] == ":":
                 index += 2
-                continue
-            index = self._declaration(index, end, seen, class_name=class_name)
+            else:
+                index = self._declaration(index, end, scope)
 
-    def _declaration(self, begin: int, end: int, seen: dict[str, tuple[str, ...]], *, class_name: str) -> int:
+    def _declaration(self, begin: int, end: int, scope: _Scope) -> int:
         """Goes through one declaration and returns the index behind it."""
-        words = self._words
-        index = begin
-        parameters = None  # of a function: the index of its "("
-        body = None
+        words, closing = self._words, self._text.closing
         kind = ""
         name = ""  # of a class
+        body = parameters = None  # of a class; of a function: the index of its "("
+        index = begin
         while index < end and words[index] != ";":
             word = words[index]
             if word == "operator":
                 index = self._operator_parameters(index) - 1
-            elif word == "<" and index > begin and self._names[index - 1]:
-                index = self._angle_end(index, end)
+            elif word == "<":
+                index = self._text.template_list_end(index, end)
             elif word == "[":
-                index = self._closing[index]
+                index = closing[index]
             elif word == "=" and not kind:
                 kind = "variable"
-            elif word in ("struct", "class", "union", "enum", "namespace") and not kind:
+            elif not kind and (word in _CLASS_KEYS or word in ("enum", "namespace")):
                 kind = word
-            elif kind and not name and self._names[index] and word != "alignas":
-                name = word
-            elif word == "extern" and index + 1 < end and self._tokens[index + 1].kind is Kind.STRING:
+            elif word == "extern" and self._text.kinds[index + 1] is Kind.STRING:
                 kind = "namespace"
+            elif kind in _CLASS_KEYS and not name and self._text.is_name(index) and word != "alignas":
+                name = word
             elif word == "(":
-                is_alignment = words[index - 1] in ("alignas", "__attribute__", "decltype", "static_assert", "_Pragma")
-                if parameters is None and not is_alignment and kind in ("", "struct"):
-                    parameters = index
-                    kind = "function"
-                index = self._closing[index]
+                if parameters is None and words[index - 1] not in _NO_FUNCTIONS and kind in ("", *_CLASS_KEYS):
+                    kind, parameters = "function", index
+                index = closing[index]
             elif word == "{":
-                close = self._closing[index]
+                close = closing[index]
                 if kind == "namespace":
-                    self._scope(index + 1, close, class_name="")
+                    self._declarations(index + 1, close, _Scope())
                     return close + 1
-                if kind in ("struct", "class", "union"):
-                    self._scope(index + 1, close, class_name=name or "(unnamed)")
+                if kind in _CLASS_KEYS:
+                    self._declarations(index + 1, close, _Scope(name or "(unnamed)"))
                     body = index
                 elif parameters is not None and not self._is_member_initialiser(index, parameters):
-                    self._function(begin, parameters, index, close)
-                    self._member_function(begin, parameters, index, class_name)
-                    self._deduplicate(begin, index, close, seen, after_parameters=self._closing[parameters] + 1)
+                    self._function(begin, parameters, index, scope)
                     return close + 1
                 index = close
             index += 1
+
         stop = min(index, end - 1)
         if words[begin] == "template" and self._host_name(begin, stop) is not None:
             self._instantiations.append((begin, stop))
         elif body is not None:
-            self._deduplicate(begin, body, stop, seen)
+            self._drop_twin(begin, body, stop, scope)
         elif parameters is not None:
             self._erase_kernel(begin, parameters)
+        elif scope.class_name:
+            self._members.update(word for word in words[begin:stop] if _SWIZZLE.fullmatch(word))
         else:
-            self._variable(begin, stop, inside_class=bool(class_name))
+            self._define_constant(begin, stop)
         return index + 1
 
     def _operator_parameters(self, index: int) -> int:
         """The index of the "(" before the parameters of the operator that ``index`` introduces."""
         index = self._words.index("(", index)
         is_call = self._words[index - 1] == "operator"
-        return self._closing[index] + 1 if is_call else index
+        return self._text.closing[index] + 1 if is_call else index
 
     def _is_member_initialiser(self, brace: int, parameters: int) -> bool:
         """Whether "{" belongs to ``Tile() : member{...} {}`` rather than starting a function's body."""
-        after = self._closing[parameters] + 1
-        return (
-            self._names[brace - 1]
-            and ":" in self._words[after:brace]
-            and self._words[brace - 1]
-            not in ("const", "thread", "device", "constant", "threadgroup", "noexcept", "override")
-        )
-
-    def _angle_end(self, index: int, end: int) -> int:
-        """The index of the ">" that closes the template list opened at ``index``; ``index`` if it is no such list."""
-        depth = 0
-        position = index
-        while position < end:
-            word = self._words[position]
-            if word == "<":
-                depth += 1
-            elif word == ">":
-                depth -= 1
-                if depth == 0:
-                    return position
-            elif word in _CLOSING:
-                position = self._closing[position]
-            elif word == ";":
-                return index
-            position += 1
-        return index
-
-    def _attributes(self, first: int, last: int) -> dict[str, str]:
-        """Attributes among tokens first ... last - 1: name -> argument, ``""`` without one."""
-        found: dict[str, str] = {}
-        index = first
-        while index < last:
-            if self._is_attribute(index):
-                close = self._closing[index]
-                inner = index + 2
-                while inner < close - 1:
-                    name = self._words[inner]
-                    argument = ""
-                    if self._words[inner + 1] == "(":
-                        stop = self._closing[inner + 1]
-                        argument = "".join(self._words[inner + 2 : stop])
-                        inner = stop
-                    found[name] = argument
-                    inner += 2
-                index = close
-            index += 1
-        return found
-
-    def _is_attribute(self, index: int) -> bool:
-        if self._words[index : index + 2] != ["[", "["]:
-            return False
-        return self._closing[index + 1] == self._closing[index] - 1
+        after = self._words[self._text.closing[parameters] + 1 : brace]
+        return ":" in after and self._text.is_name(brace - 1) and after[-1] not in _QUALIFIERS
 
     def _host_name(self, first: int, last: int) -> str | None:
-        name = self._attributes(first, last).get("host_name")
+        name = self._text.attributes(first, last).get("host_name")
         return None if name is None else "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', name))
 
     # Functions and kernels
 
-    def _function(self, begin: int, parameters: int, brace: int, close: int) -> None:
-        self._threadgroup_variables(brace, close)
-        header = self._words[begin:parameters]
-        if "kernel" not in header:
-            return
+    def _function(self, begin: int, parameters: int, brace: int, scope: _Scope) -> None:
+        close, after_parameters = self._text.closing[brace], self._text.closing[parameters] + 1
+        for index in range(brace + 1, close):
+            if self._words[index] == "threadgroup":
+                self._threadgroup_variables(index)
+        if "kernel" in self._words[begin:parameters]:
+            self._kernel(begin, parameters, close)
+        if scope.class_name:
+            self._member_function(begin, parameters, after_parameters, scope.class_name)
+        initialisers = (index for index in range(after_parameters, brace) if self._words[index] == ":")
+        self._drop_twin(begin, next(initialisers, brace), close, scope)
+
+    def _kernel(self, begin: int, parameters: int, close: int) -> None:
         self._erase_kernel(begin, parameters)
-        is_specialisation = header[:3] == ["template", "<", ">"]
-        is_template = header[0] == "template" and not is_specialisation
-        name_start, name = self._function_name(begin, parameters)
-        function = _Function(name, self._parameters(parameters), is_template)
-        self._functions.setdefault(name, []).append(function)
-        if not is_template:
-            host_name = self._host_name(begin, parameters)
-            callee = self._rendered(name_start, parameters)
-            thunk = self._thunk(host_name or name, function, callee, parameters)
-            self._insert_after(close, thunk + self._resume(close))
-
-    def _member_function(self, begin: int, parameters: int, brace: int, class_name: str) -> None:
-        """Rewrites what a member function's header may say in Metal and not in every C++.
-
-        A specialisation inside the class becomes an overload; a constructor names no address space.
-        """
-        if class_name and self._words[begin : begin + 3] == ["template", "<", ">"]:
-            self._erase(begin, begin + 2)
-        if self._words[parameters - 1] != class_name:
+        start, name = self._function_name(begin, parameters)
+        declared = tuple(
+            Parameter.parse(words[: words.index("=")] if "=" in words else words, self._text.attributes(first, last))
+            for first, last in self._text.split(parameters + 1, self._text.closing[parameters])
+            if (words := self._text.without_attributes(first, last)) != ["void"]
+        )
+        if self._words[begin] == "template" and self._words[begin + 1 : begin + 3] != ["<", ">"]:
+            self._templates.setdefault(name, []).append(_Function(name, declared))
             return
-        index = self._closing[parameters] + 1
-        while index < brace and self._names[index]:
-            if self._words[index] in _ADDRESS_SPACES:
-                self._erase(index, index)
-            index += 1
+        host_name = self._host_name(begin, parameters) or name
+        runner = self._runner(host_name, declared, self._cpp(start, parameters), parameters)
+        self._text.insert_after(close, runner + self._text.line_directive(close))
 
     def _erase_kernel(self, begin: int, parameters: int) -> None:
         """Erases the word ``kernel`` before a function's parameters; the attribute goes with all others."""
         for index in range(begin, parameters):
             if self._words[index] == "kernel" and self._words[index - 1] not in ("[", ","):
-                self._erase(index, index)
+                self._text.erase(index, index)
+
+    def _member_function(self, begin: int, parameters: int, after_parameters: int, class_name: str) -> None:
+        """Rewrites what a member function's header may say in Metal and not in every C++.
+
+        A specialisation inside the class becomes an overload; a constructor names no address space.
+        """
+        if self._words[begin : begin + 3] == ["template", "<", ">"]:
+            self._text.erase(begin, begin + 2)
+        if self._words[parameters - 1] == class_name:
+            while self._words[after_parameters] in ADDRESS_SPACES:
+                self._text.erase(after_parameters, after_parameters)
+                after_parameters += 1
 
     def _function_name(self, begin: int, parameters: int) -> tuple[int, str]:
-        """Where the possibly qualified name before "(" starts, template arguments included, and its last part."""
+        """Where the qualified name before "(" starts, template arguments included, and its last part."""
         index = parameters - 1
-        if self._words[index] == ">":
-            depth = 0
-            while index > begin:
-                depth += {">": 1, "<": -1}.get(self._words[index], 0)
-                index -= 1
-                if depth == 0:
-                    break
+        depth = 0
+        while index > begin:
+            depth += {">": 1, "<": -1}.get(self._words[index], 0)
+            if depth == 0 and self._words[index] != "<":
+                break
+            index -= 1
         name = self._words[index]
         while index - 1 > begin and self._words[index - 1] == "::":
-            index -= 2 if self._names[index - 2] and self._words[index - 2] not in ("void", "kernel") else 1
+            is_qualified = self._text.is_name(index - 2) and self._words[index - 2] not in ("kernel", "void")
+            index -= 2 if is_qualified else 1
         return index, name
 
-    def _parameters(self, parenthesis: int) -> tuple[_Parameter, ...]:
-        result = []
-        for first, last in self._split(parenthesis + 1, self._closing[parenthesis]):
-            words: list[str] = []
-            index = first
-            while index < last and self._words[index] != "=":
-                if self._is_attribute(index):
-                    index = self._closing[index]
-                else:
-                    words.append(self._words[index])
-                index += 1
-            if words == ["void"]:
-                continue
-            if words[-1] == "]":  # an array is passed as a pointer
-                words[words.index("[") :] = []
-                words.insert(-1, "*")
-            result.append(_Parameter(words[-1], tuple(words), self._attributes(first, last)))
-        return tuple(result)
-
-    def _split(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Splits tokens first ... last - 1 at commas outside of all brackets."""
-        index = start = first
-        while index < last:
-            word = self._words[index]
-            if word in _CLOSING:
-                index = self._closing[index]
-            elif word == "<" and self._names[index - 1]:
-                index = self._angle_end(index, last)
-            elif word == ",":
-                yield start, index
-                start = index + 1
-            index += 1
-        if start < last:
-            yield start, last
-
-    def _instantiation(self, begin: int, stop: int) -> None:
-        """``template [[host_name("x")]] ... f<...>(...);`` becomes a function that runs a thread of it."""
-        name = self._host_name(begin, stop)
-        assert name is not None
-        declarator = stop
-        if self._words[stop - 1] == ")":
-            declarator = next(open_ for open_, close in self._closing.items() if close == stop - 1)
-        start, function_name = self._function_name(begin, declarator)
-        candidates = [function for function in self._functions.get(function_name, ()) if function.is_template]
-        callee = self._rendered(start, declarator)
-        if declarator < stop:
-            wanted = len(list(self._split(declarator + 1, stop - 1)))
-            candidates = [function for function in candidates if len(function.parameters) == wanted]
+    def _instantiate(self, begin: int, stop: int) -> None:
+        """``template [[host_name("x")]] ... f<...>(...);`` becomes a function that runs one thread of it."""
+        host_name = self._host_name(begin, stop)
+        assert host_name is not None
+        has_parameters = self._words[stop - 1] == ")"
+        declarator = self._text.opening[stop - 1] if has_parameters else stop
+        start, name = self._function_name(begin, declarator)
+        callee = self._cpp(start, declarator)
+        candidates = self._templates.get(name, [])
+        if has_parameters:
+            types = [self._parameter_type(*part) for part in self._text.split(declarator + 1, stop - 1)]
+            candidates = [function for function in candidates if len(function.parameters) == len(types)]
+            callee = f"static_cast<void (*)({', '.join(types)})>({callee})"
         if not candidates:
-            raise self._error(begin, f"no kernel template {function_name!r} is known that {name!r} could instantiate")
-        thunk = self._thunk(name, candidates[-1], callee, begin)
-        if declarator < stop:
-            types = ", ".join(self._declaration_text(*part) for part in self._split(declarator + 1, stop - 1))
-            thunk = thunk.replace(f" {callee}(", f" static_cast<void (*)({types})>({callee})(", 1)
-        self._erase(begin, stop)
-        self._insert_after(stop, thunk + self._resume(stop))
+            raise self._text.error(begin, f"no kernel template {name!r} is known that {host_name!r} could instantiate")
+        self._text.erase(begin, stop)
+        runner = self._runner(host_name, candidates[-1].parameters, callee, begin)
+        self._text.insert_after(stop, runner + self._text.line_directive(stop))
 
-    def _declaration_text(self, first: int, last: int) -> str:
-        """A parameter's type and name in C++."""
-        parts: list[str] = []
-        index = first
-        while index < last:
-            if self._is_attribute(index):
-                index = self._closing[index]
-            elif self._words[index] == "constant":
-                if "const" not in self._words[first:last]:
-                    parts.append("const")
-            elif self._words[index] not in _ERASED_SPACES:
-                parts.append(self._words[index])
-            index += 1
-        return " ".join(parts)
+    def _parameter_type(self, first: int, last: int) -> str:
+        """A parameter's type, and its name if it has one, in C++."""
+        words = self._text.without_attributes(first, last)
+        constant = "" if "const" in words else "const"
+        return " ".join(constant if word == "constant" else word for word in words if word not in _ERASED_SPACES)
 
-    def _thunk(self, name: str, function: _Function, callee: str, index: int) -> str:
-        """C++ that calls ``callee`` with the arguments of one thread."""
-        buffers: list[BufferInfo] = []
-        arguments = []
-        free = 0
-        for parameter in function.parameters:
-            words = parameter.words
-            spaces = [word for word in words if word in _ADDRESS_SPACES]
-            positions = [attribute for attribute in parameter.attributes if attribute in _POSITIONS]
-            if positions:
-                arguments.append(f"::simt::{_POSITION_SYNONYMS.get(positions[0], positions[0])}()")
-            elif spaces and spaces[0] in ("device", "constant") and ("*" in words or "&" in words):
-                number = parameter.attributes.get("buffer", "")
-                if number and not number.isdecimal():
-                    raise self._error(index, f"parameter {parameter.name!r}: [[buffer({number})]] is no number")
-                slot = int(number) if number else free
-                free = slot + 1
-                wrapper = "BufferReference" if "&" in words else "BufferPointer"
-                arguments.append(f"::simt::{wrapper}{{buffers[{slot}]}}")
-                kind = " ".join(word for word in words[:-1] if word not in _ADDRESS_SPACES)
-                is_const = spaces[0] == "constant" or "const" in words
-                buffers.append(BufferInfo(parameter.name, slot, spaces[0], kind, is_const))
-            else:
-                text = " ".join(words)
-                attributes = ", ".join(parameter.attributes) or "none"
-                raise self._error(
-                    index,
-                    f"parameter {text!r} of kernel {function.name!r} is not supported (attributes: {attributes}); "
-                    "accepted are device and constant buffers, and positions of the thread",
-                )
-        slots = [buffer.index for buffer in buffers]
-        if len(set(slots)) != len(slots):
-            raise self._error(index, f"kernel {function.name!r} uses a buffer index twice: {slots}")
-        kernel = KernelInfo(name, len(self._kernels), tuple(sorted(buffers, key=lambda buffer: buffer.index)))
+    def _runner(self, host_name: str, parameters: tuple[Parameter, ...], callee: str, index: int) -> str:
+        """C++ of the function that runs one thread of a kernel, which is noted."""
+        try:
+            arguments, buffers = bind(parameters)
+        except UnsupportedParameterError as error:
+            raise self._text.error(index, f"kernel {host_name!r}: parameter {error}") from None
+        kernel = KernelInfo(host_name, len(self._kernels), buffers)
         self._kernels.append(kernel)
-        file, line = self._position(index)
         return (
             f"\n#if !defined(SIMT_ONLY) || SIMT_ONLY == {kernel.index}\n"
-            f'#line {line} "{file}"\n'
+            f"{self._text.line_directive(index)}"
             f'extern "C" __attribute__((visibility("default"))) void simt_kernel_{kernel.index}(void* const* buffers) '
             f"{{ (void)buffers; ::simt::start_log(::simt::self()); {callee}({', '.join(arguments)}); }}\n#endif\n"
         )
 
-    def _resume(self, index: int) -> str:
-        """A directive after which what follows token ``index`` is on its line again."""
-        file, line = self._position(index)
-        return f'#line {line} "{file}"\n'
+    def _cpp(self, first: int, last: int) -> str:
+        """Tokens ``first`` to ``last - 1`` in C++, on one line."""
+        return " ".join(
+            "const" if self._words[index] == "constant" else self._text.edited(index)
+            for index in range(first, last)
+            if self._words[index] not in _ERASED_SPACES
+        )
 
     # Variables
 
-    def _threadgroup_variables(self, brace: int, close: int) -> None:
-        """Inside a function, ``threadgroup T x[N];`` becomes a reference into the threadgroup's memory."""
-        for index in range(brace + 1, close):
-            if self._words[index] != "threadgroup":
-                continue
-            start = index
-            while self._words[start - 1] in _SPECIFIERS:
-                start -= 1
-            if self._words[start - 1] not in (";", "{", "}", ":", ")"):
-                continue
-            stop = index
-            while self._words[stop] != ";":
-                stop = self._closing.get(stop, stop) + 1
-            self._threadgroup_variable(start, index, stop)
-
-    def _threadgroup_variable(self, start: int, keyword: int, stop: int) -> None:
-        """Rewrites the declaration of tokens start ... stop - 1, whose ";" is at ``stop``.
+    def _threadgroup_variables(self, keyword: int) -> None:
+        """Inside a function, ``threadgroup T x[N];`` becomes a reference into the threadgroup's memory.
 
         An initialiser is dropped: no thread could run it without racing with the others.
         """
-        parts = list(self._split(keyword + 1, stop))
-        first, last = parts[0]
-        name = first
-        while name < last:
-            word = self._words[name]
-            if word in ("*", "&"):
-                return  # a pointer to threadgroup memory, which is the thread's own
-            if word == "<":
-                name = self._angle_end(name, last)
-            elif word == "(":
-                name = self._closing[name]
-            elif self._names[name] and (name + 1 == last or self._words[name + 1] in ("[", "=", "{")):
-                break
-            name += 1
-        if name >= last:
+        begin = keyword
+        while self._words[begin - 1] in _SPECIFIERS:
+            begin -= 1
+        if self._words[begin - 1] not in (";", "{", "}", ":", ")"):
             return
+        stop = keyword
+        while self._words[stop] != ";":
+            stop = self._text.closing.get(stop, stop) + 1
+        declarators = list(self._text.split(keyword + 1, stop))
+        first, last = declarators[0]
+        name = self._declared_name(first, last)
+        if name is None:
+            return
+        declarators[0] = name, last
         alignment = ""
         if self._words[first] == "alignas":
-            stop_alignment = self._closing[first + 1] + 1
-            alignment = f", {self._rendered(first + 1, stop_alignment)}"
-            first = stop_alignment
-        kind = self._rendered(first, name)
-        _, line = self._position(keyword)
-        text = []
-        for position, (declarator, end) in enumerate(parts):
-            declarator = name if position == 0 else declarator
+            close = self._text.closing[first + 1]
+            alignment = f", {self._cpp(first + 1, close + 1)}"
+            first = close + 1
+        kind = self._cpp(first, name)
+        _, line = self._text.position(keyword)
+        statements = []
+        for declarator, end in declarators:
+            variable = self._words[declarator]
             extent = declarator + 1
             while extent < end and self._words[extent] == "[":
-                extent = self._closing[extent] + 1
-            variable = self._words[declarator]
-            text.append(
-                f"typedef {kind} simt_type_of_{variable}{self._rendered(declarator + 1, extent)}; "
-                f"simt_type_of_{variable}& {variable} = "
-                f'::simt::threadgroup_variable<simt_type_of_{variable}{alignment}>("{variable}", {line})'
+                extent = self._text.closing[extent] + 1
+            alias = f"simt_type_of_{variable}"
+            statements.append(
+                f"typedef {kind} {alias}{self._cpp(declarator + 1, extent)}; {alias}& {variable} = "
+                f'::simt::threadgroup_variable<{alias}{alignment}>("{variable}", {line})'
             )
-        self._replace(start, stop - 1, "; ".join(text))
+        self._text.erase(begin, stop - 1)
+        self._text.replace(begin, "; ".join(statements))
 
-    def _variable(self, begin: int, stop: int, *, inside_class: bool) -> None:
-        """A declaration outside of functions that is neither a function nor a class."""
-        words = self._words[begin:stop]
-        if inside_class:
-            self._members.update(word for word in words if _SWIZZLE.fullmatch(word))
+    def _declared_name(self, first: int, last: int) -> int | None:
+        """The index of a variable's name; None for a pointer or a reference, which are the thread's own."""
+        index = first
+        while index < last and self._words[index] not in ("*", "&"):
+            if self._text.is_name(index) and (index + 1 == last or self._words[index + 1] in ("[", "=", "{")):
+                return index
+            if self._words[index] == "<":
+                index = self._text.template_list_end(index, last)
+            index = self._text.closing.get(index, index) + 1
+        return None
+
+    def _define_constant(self, begin: int, stop: int) -> None:
+        """``constant T x [[function_constant(i)]];`` becomes the constant that was asked for."""
+        number = self._text.attributes(begin, stop).get("function_constant")
+        if number is None:
             return
-        attributes = self._attributes(begin, stop)
-        if "function_constant" not in attributes:
-            return
-        bracket = begin + words.index("[")
-        name = self._words[bracket - 1]
-        dropped = _ADDRESS_SPACES | _SPECIFIERS
-        kind = " ".join(word for word in self._words[begin : bracket - 1] if word not in dropped)
-        number = attributes["function_constant"]
+        *declaration, name = self._text.without_attributes(begin, stop)
+        kind = " ".join(word for word in declaration if word not in ADDRESS_SPACES | _SPECIFIERS)
         value = self._constants.get(name)
         if value is None and number.isdecimal():
             value = self._constants.get(int(number))
         if value is not None:
-            self._constant_names.add(name)
-        literal = "0" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-        self._replace(begin, stop - 1, f"static constexpr {kind} {name} = {kind}({literal})")
+            self._defined_constants.add(name)
+        literal = str(value or 0).lower() if isinstance(value, bool) or value is None else repr(value)
+        self._text.erase(begin, stop - 1)
+        self._text.replace(begin, f"static constexpr {kind} {name} = {kind}({literal})")
 
     # Words
 
     def _rewrite_words(self) -> None:
-        const_run = False  # whether the specifiers before this word have a const
+        is_const = False  # whether the specifiers before this word say const
         for index, word in enumerate(self._words):
-            place = self._places[index]
-            if not self._names[index]:
-                if self._tokens[index].kind is Kind.NUMBER:
-                    self._out[place] = self._number(self._out[place])
-                const_run = False
-            elif not self._out[place]:
+            if self._text.kinds[index] is Kind.NUMBER:
+                self._text.replace(index, self._number(self._text.edited(index)))
+            if not self._text.is_name(index):
+                is_const = False
+            elif self._text.is_edited(index):
                 continue
             elif word in _ERASED_SPACES:
-                if self._out[place] == word:
-                    self._out[place] = ""
+                self._text.erase(index, index)
             elif word in ("constant", "const"):
-                if self._out[place] == word:
-                    repeated = const_run or self._has_const_after(index)
-                    self._out[place] = "" if repeated else "const"
-                    const_run = const_run or not repeated
-            elif word == "is_function_constant_defined" and self._words[index + 1] == "(":
-                known = self._words[index + 2] in self._constant_names
-                self._replace(index, self._closing[index + 1], "true" if known else "false")
-            elif word in _SPECIFIERS:
-                continue
-            else:
-                const_run = False
-                if self._words[index - 1] in (".", "->") and _SWIZZLE.fullmatch(word) and word not in self._members:
+                is_repeated = is_const or (word == "constant" and self._has_const_after(index))
+                self._text.replace(index, "" if is_repeated else "const")
+                is_const = is_const or not is_repeated
+            elif word not in _SPECIFIERS:
+                is_const = False
+                if word == "is_function_constant_defined":
+                    self._text.erase(index + 1, self._text.closing[index + 1])
+                    self._text.replace(index, str(self._words[index + 2] in self._defined_constants).lower())
+                elif self._words[index - 1] in (".", "->") and _SWIZZLE.fullmatch(word) and word not in self._members:
                     self._swizzle(index)
 
     def _has_const_after(self, index: int) -> bool:
         """Whether ``constant T const`` says const twice."""
-        if self._words[index] != "constant":
-            return False
-        position = index + 1
-        while position < len(self._words) and (self._names[position] or self._words[position] in ("::", "<")):
-            if self._words[position] == "const":
+        index += 1
+        while index < len(self._words) and (self._text.is_name(index) or self._words[index] in ("::", "<")):
+            if self._words[index] == "const":
                 return True
-            if self._words[position] == "<":
-                position = self._angle_end(position, len(self._words))
-            position += 1
+            if self._words[index] == "<":
+                index = self._text.template_list_end(index, len(self._words))
+            index += 1
         return False
 
     def _swizzle(self, index: int) -> None:
-        if index + 1 < len(self._words) and self._words[index + 1] == "(":
+        following = self._words[index + 1] if index + 1 < len(self._words) else ""
+        if following == "(":
             return
         components = ", ".join(str(_COMPONENT[letter]) for letter in self._words[index])
-        is_target = index + 1 < len(self._words) and self._words[index + 1] in _ASSIGNMENTS
-        self._out[self._places[index]] = f"template swizzle{'_target' if is_target else ''}<{components}>()"
+        function = "swizzle_target" if following in _ASSIGNMENTS else "swizzle"
+        self._text.replace(index, f"template {function}<{components}>()")
 
     def _number(self, text: str) -> str:
+        """A literal in C++: single precision where it has no suffix, unless the text uses double precision."""
         match = _FLOAT.fullmatch(text)
         if match is None:
             return text
         digits, suffix = match.group(1), match.group(2).lower()
         if suffix in ("h", "bf"):
             return f"{'half' if suffix == 'h' else 'bfloat'}({digits}f)"
-        return text + "f" if not suffix and self._single_precision else text
-
-    def _strip_attributes(self) -> None:
-        for index in range(len(self._words) - 1):
-            if self._words[index] == "[" and self._out[self._places[index]] and self._is_attribute(index):
-                self._erase(index, self._closing[index])
+        return text + "f" if not suffix and self._is_single_precision else text
 
     # Twins
 
-    def _deduplicate(
-        self, begin: int, brace: int, close: int, seen: dict[str, tuple[str, ...]], after_parameters: int | None = None
-    ) -> None:
+    def _drop_twin(self, begin: int, header_end: int, close: int, scope: _Scope) -> None:
         """Drops a definition that only address spaces tell from an earlier one."""
-        stop = brace
-        if after_parameters is not None:  # without what a constructor initialises
-            stop = next((index for index in range(after_parameters, brace) if self._words[index] == ":"), brace)
-        spaces = tuple(word for word in self._words[begin:stop] if word in _ADDRESS_SPACES)
-        earlier = seen.setdefault(self._signature(begin, stop), spaces)
-        if earlier != spaces:
-            self._erase(begin, close)
+        spaces = tuple(word for word in self._words[begin:header_end] if word in ADDRESS_SPACES)
+        signature = " ".join(self._signature(begin, header_end))
+        if scope.address_spaces.setdefault(signature, spaces) != spaces:
+            self._text.erase(begin, close)
 
-    def _signature(self, begin: int, brace: int) -> str:
-        """A definition's header as C++ compares it: without address spaces and names of parameters."""
-        kept: list[str] = []
-        for index in range(begin, brace):
-            if not self._out[self._places[index]]:
-                continue
+    def _signature(self, begin: int, end: int) -> Iterator[str]:
+        """The words of a definition's header that C++ compares: no address spaces, no names of parameters."""
+        previous = ""
+        for index in range(begin, end):
             word = "const" if self._words[index] == "constant" else self._words[index]
             is_parameter = (
-                self._names[index]
+                self._text.is_name(index)
                 and self._words[index + 1] in (",", ")", "=")
-                and (self._words[index - 1] in ("*", "&", ">") or self._names[index - 1])
+                and (self._words[index - 1] in ("*", "&", ">") or self._text.is_name(index - 1))
                 and self._words[index - 1] not in _QUALIFIERS
                 and word not in _FUNDAMENTAL
             )
-            if not is_parameter and word not in _ERASED_SPACES and kept[-1:] != [word]:
-                kept.append(word)
-        return " ".join(kept)
-
-
-def _join_directives(tokens: Sequence[Token]) -> list[Token]:
-    """Makes each line that is left to the C++ compiler's preprocessor one token that is blank to everybody else."""
-    result: list[Token] = []
-    line_start = True
-    index = 0
-    while index < len(tokens):
-        token = tokens[index]
-        if line_start and token.text == "#":
-            stop = index
-            while stop < len(tokens) and tokens[stop].kind is not Kind.NEWLINE:
-                stop += 1
-            directive = "".join(part.text for part in tokens[index:stop])
-            result.append(Token(Kind.COMMENT, directive, token.offset, token.line))
-            index = stop
-            continue
-        line_start = token.kind is Kind.NEWLINE or (line_start and token.is_blank)
-        result.append(token)
-        index += 1
-    return result
+            if self._text.edited(index) and not is_parameter and word not in _ERASED_SPACES and word != previous:
+                yield word
+                previous = word

@@ -64,6 +64,7 @@ SIMT_INLINE uint32_t dispatch_simdgroups_per_threadgroup() {
     return (size.x * size.y * size.z + kLanes - 1) / kLanes;
 }
 SIMT_INLINE uint32_t threads_per_simdgroup() { return kLanes; }
+SIMT_INLINE uint32_t thread_execution_width() { return kLanes; }
 SIMT_INLINE uint32_t thread_index_in_quadgroup() { return self()->lane % 4; }
 SIMT_INLINE uint32_t quadgroup_index_in_threadgroup() { return self()->thread_index / 4; }
 SIMT_INLINE uint32_t quadgroup_index_in_simdgroup() { return self()->lane / 4; }
