@@ -190,14 +190,13 @@ def test_an_archive_without_the_pipeline_is_made_anew(archives: Path, metal: nat
     (first,) = _files(archives)
     metal.kernel(other, "scale")
     (second,) = set(_files(archives)) - {first}
-    key, _, content = first.name.partition("-")
     second.unlink()
-    first.rename(first.with_name(f"{second.name.partition('-')[0]}-{content}"))
-    assert key
+    first.rename(first.with_name(f"{second.name.partition('-')[0]}-{first.name.partition('-')[2]}"))
     _forget(metal, archives)
     with _changes(metal) as moved:
         metal.kernel(other, "scale")
     assert (moved["archive_repairs"], moved["compiled"]) == (1, 1)
+    assert len(_files(archives)) == 1
 
 
 _READ_ONLY, _REMOUNT, _DETACH = 1, 32, 2
