@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mps_flash_attn.errors import KernelCheckError
+from mps_flash_attn.runtime import simulator
 from mps_flash_attn.runtime.simulator import Kernel, ShaderLibrary, compile_shader
 
 LANES = 32
@@ -414,3 +416,41 @@ def test_lanes_that_read_early_do_not_disturb_those_that_go_on() -> None:
         for column in range(0, 8, 2):
             lane = lane_of(row, column)
             assert out[lane] == (-1 if lane % 5 == 4 else (lane % 5 + 1) * product[row, column])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "if (lane < 16) simdgroup_multiply_accumulate(D, A, A, D);",
+        "if (lane != 3) {\n simdgroup_multiply_accumulate(D, A, A, D);\n} else {\n simdgroup_multiply(D, A, A);\n}",
+        "for (uint n = 0; n < 2 + lane / 31; n++) simdgroup_multiply_accumulate(D, A, A, D);",
+    ],
+)
+def test_products_that_lanes_do_not_share_are_reported(body: str) -> None:
+    f = kernel(f"""
+        kernel void f(device const float* a, device float* d, uint lane [[thread_index_in_simdgroup]]) {{
+            simdgroup_float8x8 A, D(0);
+            simdgroup_load(A, a);
+            {body}
+            simdgroup_barrier(mem_flags::mem_device);
+            simdgroup_store(D, d);
+        }}""")
+    with pytest.raises(KernelCheckError, match="simdgroup_multiply_accumulate"), simulator.check(strict_parse=False):
+        f(torch.zeros(64), torch.zeros(64), threads=LANES, group_size=LANES)
+
+
+def test_a_reference_to_elements_sees_later_products() -> None:
+    f = kernel("""
+        kernel void f(device const float* a, device float* out, uint lane [[thread_index_in_simdgroup]]) {
+            simdgroup_float8x8 A, D(0);
+            thread auto& elements = D.thread_elements();
+            simdgroup_load(A, a);
+            for (int n = 0; n < 3; n++) simdgroup_multiply_accumulate(D, A, A, D);
+            out[lane] = elements[0];
+        }""")
+    a, out = torch.randint(-2, 3, (8, 8)).float(), torch.zeros(LANES)
+    f(a, out, threads=LANES, group_size=LANES)
+    expected = 3 * a @ a
+    for row in range(8):
+        for column in range(0, 8, 2):
+            assert out[lane_of(row, column)] == expected[row, column]

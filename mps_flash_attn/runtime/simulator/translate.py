@@ -38,6 +38,8 @@ _ASSIGNMENTS = frozenset({"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^="})
 _FLOAT = re.compile(r"(?i)(?!0x)(\d[\d']*\.[\d']*(?:e[+-]?\d+)?|\.\d[\d']*(?:e[+-]?\d+)?|\d[\d']*e[+-]?\d+)(bf|[hf]?)")
 
 _PROLOGUE = '#pragma GCC visibility push(hidden)\n#include "metal_stdlib"\n'
+# Has each matrix product computed at once, rather than when its result is asked for.
+_EAGER = "#define SIMT_EAGER 1\n"
 _EPILOGUE = """
 #pragma GCC visibility pop
 extern "C" __attribute__((visibility("default"))) const uint32_t simt_abi = simt::kAbiVersion;
@@ -126,7 +128,20 @@ class _Translator:
         for index, word in enumerate(self._words):
             if word == "[" and self._text.is_attribute(index):
                 self._text.erase(index, self._text.closing[index])
-        return Translation(_PROLOGUE + self._text.text() + _EPILOGUE, tuple(self._kernels))
+        prologue = (_EAGER if self._keeps_elements() else "") + _PROLOGUE
+        return Translation(prologue + self._text.text() + _EPILOGUE, tuple(self._kernels))
+
+    def _keeps_elements(self) -> bool:
+        """Whether a variable refers to elements of a matrix, and so may be read without asking the matrix."""
+        for index, word in enumerate(self._words):
+            if word != "thread_elements":
+                continue
+            begin = index
+            while self._words[begin - 1] not in (";", "{", "}") and begin > 0:
+                begin -= 1
+            if re.search(r"[&*] \w+ =", " ".join(self._words[begin:index])):
+                return True
+        return False
 
     # Declarations
 

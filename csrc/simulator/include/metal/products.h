@@ -66,6 +66,9 @@ SIMT_INLINE void clear_log(Thread* thread) { thread->deferred_end = static_cast<
 SIMT_INLINE void start_log(Thread* thread) {
     clear_log(thread);
     thread->deferred_limit = reinterpret_cast<char*>(log_of(thread) + kMaxProducts);
+#if defined(SIMT_CHECKED)
+    for (uint32_t i = 0; i < kMaxProducts; ++i) log_of(thread)[i].kind = nullptr;  // of an abandoned launch
+#endif
 }
 
 template <class F>
@@ -95,6 +98,7 @@ SIMT_UNCHECKED inline void keep_rest(void* const* slots, uint32_t arrived, Produ
     for (uint32_t i = done; i < size; ++i) {
         log[i - done] = log[i];
         log[i - done].chain = chains[i];
+        log[i].kind = i < size - done ? log[i].kind : nullptr;
     }
     for_each_lane(arrived,
                   [&](uint32_t lane) { static_cast<Thread*>(slots[lane])->deferred_end -= done * sizeof(Product); });
@@ -134,12 +138,26 @@ SIMT_UNCHECKED inline void compute_products(void* const* slots, uint32_t arrived
 #if defined(SIMT_CHECKED)
     const Thread* const any = static_cast<const Thread*>(slots[__builtin_ctz(arrived)]);
     if (any->counters != nullptr) any->counters->matrix_products += size;
+    for (uint32_t i = 0; i < size; ++i) log[i].kind = nullptr;
 #endif
     if (longest != size) {
         keep_rest(slots, arrived, log, size);
     } else {
         for_each_lane(arrived, [&](uint32_t lane) { clear_log(static_cast<Thread*>(slots[lane])); });
     }
+}
+
+// Notes which product an entry is. What another lane noted there before must be the same: if it is not, this lane waits
+// at its own line, where no other lane will come.
+SIMT_INLINE void note(Product* product, const ProductKind* kind, int line) {
+#if defined(SIMT_CHECKED)
+    if (product->kind != nullptr && (product->kind != kind || product->line != line)) {
+        Thread* const thread = self();
+        thread->api->collective(thread, compute_products, thread, "simdgroup_multiply_accumulate", line);
+    }
+#endif
+    product->kind = kind;
+    product->line = line;
 }
 
 // Waits until the lane has no product in the log. All lanes wait at the line of its first product.

@@ -184,9 +184,8 @@ SIMT_INLINE void defer_product(Matrix<D>& d, const Matrix<A>& a, const Matrix<B>
         d.chain = log_size(thread) + 1;
         product->result[thread->lane] = &d;
     }
-    product->kind = &ProductOf<D, A, B>::kind;
+    note(product, &ProductOf<D, A, B>::kind, line);
     product->chain = d.chain;
-    product->line = line;
     thread->deferred_end = reinterpret_cast<char*>(product + 1);
 #if !defined(SIMT_EAGER)
     if (__builtin_expect(thread->deferred_end == thread->deferred_limit, 0))
