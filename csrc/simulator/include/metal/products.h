@@ -147,18 +147,17 @@ SIMT_UNCHECKED inline void compute_products(void* const* slots, uint32_t arrived
     }
 }
 
-// Notes which product an entry is. What another lane noted there before must be the same: if it is not, this lane waits
-// at its own line, where no other lane will come.
-SIMT_INLINE void note(Product* product, const ProductKind* kind, int line) {
 #if defined(SIMT_CHECKED)
+// A product must be the one that other lanes noted in its entry before: if it is not, this lane waits at its own line,
+// where no other lane will come.
+SIMT_INLINE void check_product(Product* product, const ProductKind* kind, int line) {
     if (product->kind != nullptr && (product->kind != kind || product->line != line)) {
         Thread* const thread = self();
         thread->api->collective(thread, compute_products, thread, "simdgroup_multiply_accumulate", line);
     }
-#endif
-    product->kind = kind;
     product->line = line;
 }
+#endif
 
 // Waits until the lane has no product in the log. All lanes wait at the line of its first product.
 __attribute__((noinline)) inline void wait_for_products() {

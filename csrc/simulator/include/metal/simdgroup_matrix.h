@@ -180,11 +180,16 @@ SIMT_INLINE void defer_product(Matrix<D>& d, const Matrix<A>& a, const Matrix<B>
     Product* const product = log_end(thread);
     *reinterpret_cast<metal::vec<A, 2>*>(reinterpret_cast<A*>(product->left) + own_position()) = left;
     *reinterpret_cast<metal::vec<B, 2>*>(reinterpret_cast<B*>(product->right) + own_position()) = right;
+    const ProductKind* const kind = &ProductOf<D, A, B>::kind;
+#if defined(SIMT_CHECKED)
+    check_product(product, kind, line);
+#endif
     if (d.chain == 0) {
         d.chain = log_size(thread) + 1;
         product->result[thread->lane] = &d;
+        product->line = line;
     }
-    note(product, &ProductOf<D, A, B>::kind, line);
+    product->kind = kind;
     product->chain = d.chain;
     thread->deferred_end = reinterpret_cast<char*>(product + 1);
 #if !defined(SIMT_EAGER)
