@@ -85,7 +85,7 @@ class Compiler:
     def flags(self, variant: Variant) -> tuple[str, ...]:
         """The flags that decide what the library of a translated text contains."""
         if variant is Variant.FAST:
-            return _COMMON_FLAGS + _FAST_FLAGS
+            return _COMMON_FLAGS + _FAST_FLAGS + _cpu_flags()
         return _COMMON_FLAGS + _CHECKED_FLAGS + (_CHECKED_CLANG_FLAGS if self.is_clang else _CHECKED_GCC_FLAGS)
 
     def build(self, text: str, variant: Variant, *, title: str) -> bytes:
@@ -110,6 +110,15 @@ class Compiler:
                 if result.returncode != 0:
                     raise KernelCompileError(f"{title} did not compile:\n{result.stderr.strip()}")
             return Path(library).read_bytes()
+
+
+@functools.cache
+def _cpu_flags() -> tuple[str, ...]:
+    """Has half converted by x86 CPUs that can: otherwise a library function does it, to the same bits."""
+    try:
+        return ("-mf16c",) if " f16c " in Path("/proc/cpuinfo").read_text() else ()
+    except OSError:
+        return ()
 
 
 def find_compiler() -> Compiler:
