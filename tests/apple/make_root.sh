@@ -50,21 +50,21 @@ rm -rf --one-file-system "$work"
 mkdir "$work"
 trap 'rm -rf --one-file-system "$work"' EXIT
 
-if ! mmdebstrap=$(command -v mmdebstrap); then
-    # One Perl script: unpacked beside the root instead of installed.
+if ! command -v mmdebstrap >/dev/null; then
+    # Two scripts, the second called by the first: unpacked beside the root instead of installed.
     (cd "$work" && { apt-get -qq download mmdebstrap || { apt-get -qq update && apt-get -qq download mmdebstrap; }; }) ||
         fail 'mmdebstrap cannot be downloaded: check the network, or apt-get install mmdebstrap'
     dpkg -x "$work"/mmdebstrap_*.deb "$work/tools"
-    mmdebstrap=$work/tools/usr/bin/mmdebstrap
+    PATH=$work/tools/usr/bin:$PATH
 fi
 
 echo "make_root.sh: making a Debian $SUITE root with ${PACKAGES[*]}" >&2
 packages=$(IFS=,; echo "${PACKAGES[*]}")
 # In a mount namespace of its own, so that no mount outlives an interruption.
-unshare --mount -- "$mmdebstrap" --variant=apt --quiet --include="$packages" \
+unshare --mount -- mmdebstrap --variant=apt --quiet --include="$packages" \
     --aptopt='Acquire::Retries "3"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-    "$SUITE" "$work/root" "$MIRROR" >&2 ||
+    "$SUITE" "$work/root" "$MIRROR" </dev/null >&2 ||
     fail "mmdebstrap failed, see above; it downloads from $MIRROR (DEBIAN_MIRROR names another)"
 rm -rf "$work"/root/var/cache/apt/archives/*.deb
 rm -rf --one-file-system "$CACHE"/root-[0-9a-f]*
