@@ -22,8 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from ._version import __version__
-from .arguments import Refusal
-from .functional import attempt
+from .ops.attention.api import attempt
+from .ops.attention.arguments import Refusal
 from .ops.attention.function import Causal
 
 __all__ = ["DeviceStats", "Stats", "patch", "patched", "reset_stats", "stats", "unpatch"]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mps_flash_attn import launch
 from mps_flash_attn.ops.attention import plan
-from mps_flash_attn.ops.attention.function import Causal, attention_forward, describe, lse_dtype
+from mps_flash_attn.ops.attention.function import Causal, attention_forward, describe
+from mps_flash_attn.ops.dtypes import accumulator_dtype
 from mps_flash_attn.runtime import base
 
 from . import mps
@@ -52,7 +53,7 @@ def measure() -> dict[str, float]:
     os.environ[base.RUNTIME_VARIABLE] = "metal"
     runtime = base.for_device("mps")
     query, key, value = (torch.randn(1, 1, 16, 64, device="mps") for _ in range(3))
-    out, lse = torch.empty_like(query), torch.empty(query.shape[:3], dtype=lse_dtype(query.dtype), device="mps")
+    out, lse = torch.empty_like(query), torch.empty(query.shape[:3], dtype=accumulator_dtype(query.dtype), device="mps")
     problem = describe(query, key, value, None, 0.125, Causal.NONE, out=out)
     planned = plan.forward(problem, runtime.CAPABILITIES)
     bound = launch.bind(planned, runtime)

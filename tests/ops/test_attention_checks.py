@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 
-from mps_flash_attn import source
 from mps_flash_attn.errors import KernelCheckError
 from mps_flash_attn.ops.attention import function
 from mps_flash_attn.ops.attention.cases import Case
 from mps_flash_attn.ops.attention.function import Causal
 from mps_flash_attn.runtime import simulator
+from tests.ops.barriers import barriers, without_barrier
 
-BARRIER = re.compile(r"(?:threadgroup|simdgroup)_barrier\([^;]*\);")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -44,28 +41,7 @@ def test_no_finding(case: Case, dtype: torch.dtype, seed: int) -> None:
         run(case, dtype)
 
 
-def barriers() -> list[tuple[str, int]]:
-    return [
-        (path, number)
-        for path in source.kernel_files()
-        if path.startswith("ops/attention/")
-        for number in range(len(BARRIER.findall(source.flatten(path))))
-    ]
-
-
-@pytest.mark.parametrize(("path", "number"), barriers())
-def test_each_barrier_is_missed(path: str, number: int, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    specialise = source.specialise
-
-    def without_barrier(which: str, defines: tuple[source.Define, ...]) -> str:
-        text = specialise(which, defines)
-        if which != path:
-            return text
-        found = list(BARRIER.finditer(text))[number]
-        return text[: found.start()] + text[found.end() :]
-
-    monkeypatch.setattr(source, "specialise", without_barrier)
-    monkeypatch.setattr(function, "_forward_calls", {})
-    monkeypatch.setattr(function, "_backward_calls", {})
-    with pytest.raises(KernelCheckError), simulator.check():
+@pytest.mark.parametrize(("path", "number"), barriers("ops/attention/"))
+def test_each_barrier_is_missed(path: str, number: int, seed: int) -> None:
+    with pytest.raises(KernelCheckError), without_barrier(path, number), simulator.check():
         run(Case(130, 130, 64, batch=1, query_heads=1, key_heads=1), torch.float32)

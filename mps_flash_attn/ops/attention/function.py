@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ... import launch
 from ...runtime.base import for_device
+from ..calls import PreparedCalls, address, geometry
+from ..dtypes import accumulator_dtype
 from . import plan
 
 __all__ = ["Causal", "attention_backward", "attention_forward", "describe"]
@@ -23,10 +25,8 @@ __all__ = ["Causal", "attention_backward", "attention_forward", "describe"]
 _ForwardCall = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor]"]
 _BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunch]
 
-#: Prepared calls by everything that shapes them; emptied when full, since a plan is cheap to make again.
-_MOST_CALLS = 4096
-_forward_calls: dict[Any, _ForwardCall] = {}
-_backward_calls: dict[Any, _BackwardCalls] = {}
+_forward_calls = PreparedCalls[_ForwardCall]()
+_backward_calls = PreparedCalls[_BackwardCalls]()
 
 
 class Causal(enum.IntEnum):
@@ -37,21 +37,11 @@ class Causal(enum.IntEnum):
     BOTTOM_RIGHT = 2
 
 
-def lse_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the log-sum-exp beside inputs of ``dtype``: what the kernels accumulate in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _address(tensor: Tensor) -> int:
-    """Where the tensor starts, modulo the 16 bytes that a lane moves at once. An MPS buffer itself is aligned."""
-    return (int(tensor.storage_offset()) * tensor.element_size() if tensor.is_mps else tensor.data_ptr()) % 16
-
-
 def _layout(name: str, tensor: Tensor) -> plan.Layout:
     if tensor.stride(3) != 1 and tensor.shape[3] > 1:
         raise ValueError(f"{name} has stride {tensor.stride(3)} in its last dimension; accepted: 1")
     batch, head, row = (0 if n == 1 else s for n, s in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
-    starts = (_address(tensor), *(x * tensor.element_size() for x in (batch, head, row, tensor.shape[3])))
+    starts = (address(tensor), *(x * tensor.element_size() for x in (batch, head, row, tensor.shape[3])))
     return plan.Layout((batch, head, row), aligned=all(x % 16 == 0 for x in starts))
 
 
@@ -102,17 +92,12 @@ def describe(
     )
 
 
-def _geometry(tensor: Tensor) -> tuple[Any, ...]:
-    """All of a tensor that a prepared call depends on."""
-    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), _address(tensor)
-
-
 def _prepare_forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
 ) -> _ForwardCall:
     runtime = for_device(query.device.type)
     problem = describe(query, key, value, attn_mask, scale, causal, out=torch.empty_like(query))
-    lse_shape, dtype, device = tuple(query.shape[:3]), lse_dtype(query.dtype), query.device
+    lse_shape, dtype, device = tuple(query.shape[:3]), accumulator_dtype(query.dtype), query.device
     nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0
     bound = launch.bind(plan.forward(problem, runtime.CAPABILITIES), runtime)
 
@@ -126,12 +111,6 @@ def _prepare_forward(
         return out, lse
 
     return call
-
-
-def _remember(calls: dict[Any, Any], key: Any, call: Any) -> None:
-    if len(calls) >= _MOST_CALLS:
-        calls.clear()
-    calls[key] = call
 
 
 @torch.library.custom_op("mps_flash_attn::attention_forward", mutates_args=())
@@ -154,12 +133,12 @@ def attention_forward(
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
         UnsupportedError: a problem that no plan serves.
     """
-    mask = None if attn_mask is None else _geometry(attn_mask)
-    problem = (_geometry(query), _geometry(key), _geometry(value), mask, scale, causal)
+    mask = None if attn_mask is None else geometry(attn_mask)
+    problem = (geometry(query), geometry(key), geometry(value), mask, scale, causal)
     call = _forward_calls.get(problem)
     if call is None:
         call = _prepare_forward(query, key, value, attn_mask, scale, causal)
-        _remember(_forward_calls, problem, call)
+        _forward_calls[problem] = call
     return call(query, key, value, attn_mask)
 
 
@@ -188,7 +167,7 @@ def attention_backward(
     for name, tensor in (("grad_out", grad_out), ("out", out)):
         if tensor.shape != query.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: that of query, {tuple(query.shape)}")
-    if lse.shape != query.shape[:3] or lse.dtype != lse_dtype(query.dtype):
+    if lse.shape != query.shape[:3] or lse.dtype != accumulator_dtype(query.dtype):
         raise ValueError(f"lse is {lse.dtype} of shape {tuple(lse.shape)}; accepted: that of attention_forward")
     if grad_lse is not None and (grad_lse.shape != lse.shape or grad_lse.dtype != lse.dtype):
         raise ValueError(f"grad_lse is {grad_lse.dtype} of shape {tuple(grad_lse.shape)}; accepted: that of lse")
@@ -203,13 +182,13 @@ def attention_backward(
     tensors = {"out": out, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
     inputs = (query, key, value, *tensors.values())
     masks = () if attn_mask is None else (attn_mask,)
-    problem = (tuple(map(_geometry, (*inputs, *masks))), scale, causal, grad_lse is None)
+    problem = (tuple(map(geometry, (*inputs, *masks))), scale, causal, grad_lse is None)
     calls = _backward_calls.get(problem)
     if calls is None:
         described = describe(query, key, value, attn_mask, scale, causal, **tensors)
         on_delta, on_dq, on_dkv = plan.backward(described, runtime.CAPABILITIES, grad_lse is not None)
         calls = launch.bind(on_delta, runtime), launch.bind(on_dq, runtime), launch.bind(on_dkv, runtime)
-        _remember(_backward_calls, problem, calls)
+        _backward_calls[problem] = calls
 
     run_delta, run_dq, run_dkv = calls
     delta = launch.empty_like(lse, runtime)
@@ -224,7 +203,7 @@ def attention_backward(
 def _(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=lse_dtype(query.dtype))
+    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=accumulator_dtype(query.dtype))
 
 
 @attention_backward.register_fake

@@ -11,6 +11,7 @@ import torch
 from ...errors import UnsupportedError
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
+from ..dtypes import ELEMENTS, accumulator
 
 __all__ = ["MAX_HEAD_SIZE", "Layout", "MaskLayout", "Problem", "Traffic", "backward", "forward", "predicted_traffic"]
 
@@ -24,8 +25,7 @@ _CHUNK_BYTES = 16  # what a lane moves at once
 #: 32-bit registers a lane may spend on rows and accumulators before rows are read again for each block instead.
 _REGISTERS = 128
 
-_ELEMENTS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat", torch.float64: "double"}
-_MASK_ELEMENTS = {torch.bool: "bool", **_ELEMENTS}
+_MASK_ELEMENTS = {torch.bool: "bool", **ELEMENTS}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Problem:
 
     @property
     def accumulator(self) -> str:
-        return "double" if self.dtype == torch.float64 else "float"
+        return accumulator(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _words(problem: Problem) -> tuple[int, ...]:
 def _common_defines(problem: Problem) -> tuple[Define, ...]:
     mask = 0 if problem.mask is None else 1 if problem.mask.dtype == torch.bool else 2
     return (
-        ("ELEMENT", _ELEMENTS[problem.dtype]),
+        ("ELEMENT", ELEMENTS[problem.dtype]),
         ("ACCUMULATOR", problem.accumulator),
         ("MASK", mask),
         ("MASK_ELEMENT", _MASK_ELEMENTS[problem.mask.dtype] if problem.mask else "bool"),
@@ -153,7 +153,7 @@ def _common_defines(problem: Problem) -> tuple[Define, ...]:
 def _refuse(problem: Problem, capabilities: Capabilities) -> None:
     if not 1 <= problem.head_size <= MAX_HEAD_SIZE:
         raise UnsupportedError(f"head size {problem.head_size} is not in 1..{MAX_HEAD_SIZE}")
-    if problem.dtype not in _ELEMENTS or (problem.dtype == torch.float64 and not capabilities.float64):
+    if problem.dtype not in ELEMENTS or (problem.dtype == torch.float64 and not capabilities.float64):
         raise UnsupportedError(f"dtype {problem.dtype} has no kernel on this device")
     if max(problem.queries, problem.keys) >= 2**31 - 2**10:
         raise UnsupportedError(f"sequence lengths {problem.queries} and {problem.keys} do not fit in 32 bits")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .errors import UnsupportedError
-from .ops.attention.plan import MAX_HEAD_SIZE
+from ...errors import UnsupportedError
+from .plan import MAX_HEAD_SIZE
 
 __all__ = [
     "Refusal",

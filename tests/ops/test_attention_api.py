@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
-from mps_flash_attn import UnsupportedError, flash_attention, functional
+from mps_flash_attn import UnsupportedError, flash_attention
+from mps_flash_attn.ops.attention import api
 
 D = 8
 
@@ -37,13 +38,13 @@ def largest_error(actual: Tensor, expected: Tensor) -> float:
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The arguments of every call of the forward operator, which still runs."""
     calls: list[tuple[Any, ...]] = []
-    operator = functional._forward
+    operator = api._forward
 
     def record(*args: Any) -> Any:
         calls.append(args)
         return operator(*args)
 
-    monkeypatch.setattr(functional, "_forward", record)
+    monkeypatch.setattr(api, "_forward", record)
     return calls
 
 

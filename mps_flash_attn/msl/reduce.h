@@ -1,0 +1,41 @@
+// Reductions over rows, each shared by a team of ROW_THREADS threads: a power of two up to 32, so that several rows fit
+// into a simdgroup, or a multiple of 32 that is the whole threadgroup.
+//
+// Defines: ROW_THREADS; THREADS, threads of a threadgroup, a multiple of 32 and of ROW_THREADS.
+#pragma once
+
+#include "msl/types.h"
+
+constant constexpr short LANES = 32;
+constant constexpr short SIMDGROUPS = THREADS / LANES;
+// Rows of a threadgroup.
+constant constexpr short ROWS = THREADS / ROW_THREADS;
+// Places that `reduce` needs in threadgroup memory; one is declared, never used, where a row is within a simdgroup.
+constant constexpr short SCRATCH = ROW_THREADS > LANES ? SIMDGROUPS : 1;
+
+static_assert(ROW_THREADS <= LANES ? LANES % ROW_THREADS == 0 : ROW_THREADS == THREADS, "one team a threadgroup");
+
+struct Sum {
+    accum operator()(accum a, accum b) const thread { return a + b; }
+};
+struct Max {
+    accum operator()(accum a, accum b) const thread { return max(a, b); }
+};
+
+// The same value of the lane whose index differs in this bit. Overload it for a struct to reduce that.
+inline accum across(accum value, ushort bit) { return simd_shuffle_xor(value, bit); }
+
+// Combines one value a thread over the team, in the same order for every lane, so that all get the same bits.
+// All threads of the threadgroup call it; `scratch` has SCRATCH places and may be used again at once.
+template <typename Value, typename Combine>
+inline Value reduce(Value value, Combine combine, threadgroup Value* scratch, ushort simdgroup, ushort lane) {
+    for (ushort bit = min(short(ROW_THREADS), LANES) / 2; bit > 0; bit /= 2) value = combine(value, across(value, bit));
+#if ROW_THREADS > 32
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (lane == 0) scratch[simdgroup] = value;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    value = scratch[0];
+    for (short other = 1; other < SIMDGROUPS; other++) value = combine(value, scratch[other]);
+#endif
+    return value;
+}

@@ -1,0 +1,250 @@
+"""`flash_attention`: attention on tensors as PyTorch users have them, in front of the attention operators.
+
+`attempt` is the one way to the operators, for `flash_attention` and for `mps_flash_attn.patch`, so that both accept the
+same problems: it computes, or returns a `Refusal`. The common call passes one cheap test (`is_direct`) and its tensors
+go to the operator as they are; only the others are diagnosed, cast, broadcast and folded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, cast, overload
+
+import torch
+from torch import Tensor
+
+from ...errors import UnsupportedError
+from .arguments import (
+    Refusal,
+    autocast_dtype,
+    is_direct,
+    leading_sizes,
+    refuse_kinds,
+    refuse_mask,
+    refuse_operands,
+    refuse_scale,
+)
+from .function import Causal
+from .layout import batch_operator, fold, with_rank
+
+__all__ = ["attempt", "flash_attention"]
+
+_ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
+
+_forward = torch.ops.mps_flash_attn.attention_forward.default
+_backward = torch.ops.mps_flash_attn.attention_backward.default
+
+
+@overload
+def flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = ...,
+    *,
+    is_causal: bool = ...,
+    causal_alignment: Literal["top-left", "bottom-right"] = ...,
+    scale: float | None = ...,
+    enable_gqa: bool = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = ...,
+    *,
+    is_causal: bool = ...,
+    causal_alignment: Literal["top-left", "bottom-right"] = ...,
+    scale: float | None = ...,
+    enable_gqa: bool = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    causal_alignment: Literal["top-left", "bottom-right"] = "top-left",
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Attention ``softmax(scale * Q K^T + mask) V`` in memory that grows with the length, not with its square.
+
+    Arguments and meaning follow :func:`torch.nn.functional.scaled_dot_product_attention`; gradients flow to `query`,
+    `key` and `value`. The scores are computed tile by tile with an online softmax (Milakov and Gimelshein 2018,
+    arXiv:1805.02867) and recomputed in the backward pass from the log-sum-exp of each row, as in FlashAttention-2
+    (Dao 2023, arXiv:2307.08691). Nothing of size ``Lq x Lk`` is allocated, forward or backward.
+
+    Sizes: ``Hq`` query heads, ``Hkv`` key and value heads, lengths ``Lq`` and ``Lk``, head size ``D``; ``...`` is any
+    number of batch dimensions, none included. Batch dimensions broadcast.
+
+    Args:
+        query: ``[..., Hq, Lq, D]``, or ``[..., Lq, D]`` with fewer than four dimensions. float32, float16, bfloat16,
+            or float64 on the simulator; ``1 <= D <= 256``. Any strides: only a tensor whose last dimension is strided
+            is copied.
+        key: ``[..., Hkv, Lk, D]`` with the dtype and device of `query`.
+        value: ``[..., Hkv, Lk, D]`` with the dtype and device of `query`.
+        attn_mask: broadcasts to ``[..., Hq, Lq, Lk]``, any strides. Boolean (true: the key takes part) or floating
+            point of any dtype (added to the scaled scores). It is read in place. A
+            :class:`torch.nn.attention.bias.CausalBias` stands for `is_causal` with its alignment.
+        is_causal: hides later keys from each query, in addition to `attn_mask` where both are given.
+        causal_alignment: which keys are later where ``Lq != Lk``: ``"top-left"``, as in PyTorch, lets query ``i`` see
+            the keys ``j <= i``; ``"bottom-right"`` those with ``j <= i + Lk - Lq``.
+        scale: factor of the scores, finite and not zero; ``1 / sqrt(D)`` if None.
+        enable_gqa: lets ``Hq`` be a multiple of ``Hkv``: query head ``h`` uses key head ``h // (Hq / Hkv)``. Keys and
+            values are not repeated in memory. Without it, heads must be equal or broadcast from 1.
+        return_lse: also returns the log-sum-exp of every row of scores.
+
+    Returns:
+        ``[..., Hq, Lq, D]`` in the dtype of `query` and, with `return_lse`, the natural logarithm of each row's sum of
+        exponentials, ``[..., Hq, Lq]``, float32 (float64 for float64). Both are differentiable, once.
+
+    Raises:
+        TypeError: an argument has the wrong type, or a tensor a dtype that attention has no meaning for.
+        ValueError: shapes, devices or values that contradict each other.
+        UnsupportedError: a well-formed problem outside what is implemented: ``D > 256``, a value head size other than
+            ``D``, a mask that requires grad, sparse or nested tensors, forward-mode differentiation, ``torch.func``
+            gradients. It is a ``ValueError``.
+
+    Numerics:
+        Sums are accumulated in float32 (float64 for float64). Compared with a float64 reference, the error is at most
+        twice that of PyTorch's own attention in the same dtype, plus a small floor. A row whose keys are all masked
+        gives output 0, log-sum-exp ``-inf`` and gradients 0. A NaN in the input reaches the output. The gradients are
+        deterministic: they use no atomics.
+
+    Autocast:
+        Inside :class:`torch.autocast`, `query`, `key` and `value` are cast to its dtype, as PyTorch's attention does
+        (float64 stays); the mask keeps its own.
+
+    Example:
+        >>> import torch
+        >>> from mps_flash_attn import flash_attention
+        >>> query = torch.randn(2, 8, 16, 64, requires_grad=True)
+        >>> key, value = torch.randn(2, 2, 16, 64), torch.randn(2, 2, 16, 64)
+        >>> out, lse = flash_attention(query, key, value, is_causal=True, enable_gqa=True, return_lse=True)
+        >>> out.shape, lse.shape
+        (torch.Size([2, 8, 16, 64]), torch.Size([2, 8, 16]))
+        >>> out.sum().backward()
+        >>> query.grad.shape
+        torch.Size([2, 8, 16, 64])
+    """
+    causal = _ALIGNMENTS.get(causal_alignment)
+    if causal is None:
+        raise ValueError(f"causal_alignment is {causal_alignment!r}; accepted are 'top-left' and 'bottom-right'")
+    if not is_causal:
+        causal = Causal.NONE
+    if attn_mask is not None and type(attn_mask) is not Tensor:
+        attn_mask, causal = _unwrap_causal_bias(query, key, attn_mask, causal)
+    result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa)
+    if isinstance(result, Refusal):
+        raise result.error
+    return result if return_lse else result[0]
+
+
+def attempt(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    scale: float | None,
+    causal: Causal,
+    enable_gqa: bool,
+) -> tuple[Tensor, Tensor] | Refusal:
+    """Computes attention, or says why not; nothing is launched before every argument is known to be good.
+
+    Returns:
+        out ``[..., Hq, Lq, D]`` and lse ``[..., Hq, Lq]``, or the refusal.
+    """
+    direct = is_direct(query, key, value, enable_gqa)
+    lead: Sequence[int]
+    kv_lead: Sequence[int]
+    if direct:
+        lead = kv_lead = query.shape[:2]
+    else:
+        refusal = refuse_kinds(query, key, value)
+        if refusal is not None:
+            return refusal
+        query, key, value = _autocast(query, key, value)
+        refusal = refuse_operands(query, key, value, enable_gqa)
+        if refusal is not None:
+            return refusal
+        sizes = leading_sizes(query, key, value, enable_gqa)
+        if isinstance(sizes, Refusal):
+            return sizes
+        lead, kv_lead = sizes
+    if attn_mask is not None:
+        refusal = refuse_mask(attn_mask, query.device, (*lead, query.shape[-2], key.shape[-2]))
+        if refusal is not None:
+            return refusal
+    if scale is None:
+        scale = 1.0 / math.sqrt(query.shape[-1])
+    else:
+        refusal = refuse_scale(scale)
+        if refusal is not None:
+            return refusal
+    if direct:
+        if attn_mask is not None and attn_mask.dim() != 4:
+            attn_mask = with_rank(attn_mask, 4)
+        return cast("tuple[Tensor, Tensor]", _forward(query, key, value, attn_mask, scale, causal))
+    q, k, v, mask = fold(query, key, value, attn_mask, lead, kv_lead)
+    out, lse = _forward(q, k, v, mask, scale, causal)
+    shape = (*lead, *out.shape[2:])
+    return out.reshape(shape), lse.reshape(shape[:-1])
+
+
+def _autocast(*operands: Tensor) -> tuple[Tensor, ...]:
+    """The operands in autocast's dtype where it is on; PyTorch's rule: float64 stays as it is."""
+    dtype = autocast_dtype(operands[0].device.type)
+    if dtype is None:
+        return operands
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in operands)
+
+
+def _unwrap_causal_bias(query: Tensor, key: Tensor, attn_mask: Tensor, causal: Causal) -> tuple[Tensor | None, Causal]:
+    """What a `CausalBias` stands for, once it is known to fit; any other mask as it is."""
+    # That module loads PyTorch's compiler, over a second of work: not for every import of this package.
+    from torch.nn.attention.bias import CausalBias, CausalVariant
+
+    if not isinstance(attn_mask, CausalBias):
+        return attn_mask, causal
+    if causal is not Causal.NONE:
+        raise ValueError("attn_mask is a CausalBias and is_causal is True; accepted is one of them")
+    lengths = (attn_mask.seq_len_q, attn_mask.seq_len_kv)
+    if lengths != (query.shape[-2], key.shape[-2]):
+        raise ValueError(
+            f"attn_mask is a CausalBias of {lengths[0]} queries and {lengths[1]} keys; query and key have "
+            f"{query.shape[-2]} and {key.shape[-2]}"
+        )
+    return None, Causal.TOP_LEFT if attn_mask.variant is CausalVariant.UPPER_LEFT else Causal.BOTTOM_RIGHT
+
+
+def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    return batch_operator(_forward, info.batch_size, args, in_dims, tensors=4)
+
+
+def _vmap_backward(
+    info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    return batch_operator(_backward, info.batch_size, args, in_dims, tensors=8)
+
+
+def _refuse_second_derivatives(ctx: Any, *grads: Tensor) -> None:
+    raise UnsupportedError(
+        "second derivatives of attention are not supported; accepted are first derivatives. PyTorch's own attention "
+        "has them under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), patched or not"
+    )
+
+
+torch.library.register_vmap("mps_flash_attn::attention_forward", _vmap_forward)
+torch.library.register_vmap("mps_flash_attn::attention_backward", _vmap_backward)
+torch.library.register_autograd("mps_flash_attn::attention_backward", _refuse_second_derivatives)
