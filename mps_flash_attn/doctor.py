@@ -201,7 +201,7 @@ def _gpu() -> str:
 
 def _compiler() -> str:
     try:
-        from .runtime.simulator.compiler import find_compiler
+        from .runtime.translation.host_compiler import find_compiler
 
         compiler = find_compiler()
     except Exception as error:

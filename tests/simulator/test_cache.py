@@ -15,8 +15,8 @@ import torch
 
 from mps_flash_attn import CacheError, CompilerNotFoundError
 from mps_flash_attn.runtime import simulator
-from mps_flash_attn.runtime.simulator import compiler
-from mps_flash_attn.runtime.simulator.cache import Cache, content_key
+from mps_flash_attn.runtime.cache import Cache, content_key
+from mps_flash_attn.runtime.translation.host_compiler import find_compiler
 
 KERNEL = "kernel void add(device float* x, uint i [[thread_position_in_grid]]) { x[i] += 3; }"
 
@@ -166,7 +166,7 @@ def test_a_requested_compiler_that_is_missing_is_not_replaced(folder: Path, monk
 def test_every_compiler_at_hand_builds_both_variants(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPS_FLASH_ATTN_CXX", name)
     try:
-        compiler.find_compiler()
+        find_compiler()
     except CompilerNotFoundError:
         pytest.skip(f"{name} is not installed")
     x = torch.zeros(100)

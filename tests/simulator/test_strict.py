@@ -19,7 +19,7 @@ from mps_flash_attn import ops, source
 from mps_flash_attn.errors import CompilerNotFoundError, KernelCompileError
 from mps_flash_attn.launch import Launch
 from mps_flash_attn.runtime.simulator import strict
-from mps_flash_attn.runtime.simulator.tokens import Kind, following, tokenize
+from mps_flash_attn.runtime.translation.tokens import Kind, following, tokenize
 
 pytest.importorskip("clang.cindex")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mps_flash_attn.runtime.simulator.tokens import Kind, closing, following, preceding, tokenize
+from mps_flash_attn.runtime.translation.tokens import Kind, closing, following, preceding, tokenize
 
 
 @given(st.text(alphabet="ab1.'\"/*\\\n \t()[]{}<>=+-#é", max_size=60))

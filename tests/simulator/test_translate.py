@@ -10,14 +10,15 @@ import torch
 
 from mps_flash_attn.errors import KernelCompileError
 from mps_flash_attn.runtime.simulator import compile_shader
-from mps_flash_attn.runtime.simulator.compiler import find_compiler
-from mps_flash_attn.runtime.simulator.translate import BufferInfo, Translation, translate
+from mps_flash_attn.runtime.simulator.target import SimulatorTarget
+from mps_flash_attn.runtime.translation.host_compiler import find_compiler
+from mps_flash_attn.runtime.translation.translate import BufferInfo, Translation, translate
 
 STDLIB = "#include <metal_stdlib>\nusing namespace metal;\n"
 
 
 def translated(source: str) -> Translation:
-    return translate(STDLIB + source, compiler=find_compiler())
+    return translate(STDLIB + source, target=SimulatorTarget(), compiler=find_compiler())
 
 
 def run(source: str, *arguments: Any, threads: int = 1, group_size: int | None = None, name: str = "f") -> torch.Tensor:
@@ -150,7 +151,9 @@ def test_function_constants() -> None:
         kernel void f(device float* out) { if (has_bias) out[0] = scale; if (wide) out[1] = 1; }
     """
     assert "has_bias = bool(0)" in translated(source).text
-    text = translate(STDLIB + source, compiler=find_compiler(), function_constants={0: True, "scale": 2.5}).text
+    text = translate(
+        STDLIB + source, target=SimulatorTarget(), compiler=find_compiler(), function_constants={0: True, "scale": 2.5}
+    ).text
     assert "has_bias = bool(true)" in text
     assert "scale = float(2.5)" in text
     assert re.search(r"wide\s*=\s*true\s*&&", text)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ...errors import CompilerNotFoundError
 from ...launch import Capabilities
+from ..translation.host_compiler import find_compiler
 from .check import check, is_checking
-from .compiler import find_compiler
 from .library import Kernel, ShaderLibrary, compile_shader
 from .profile import Counters, LaunchRecord, Profile, profile
 

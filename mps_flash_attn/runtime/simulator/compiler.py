@@ -5,26 +5,18 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
-import os
-import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..._C import ABI_VERSION
-from ...errors import CompilerNotFoundError, KernelCompileError
+from ...errors import KernelCompileError
+from ..translation.host_compiler import Compiler
 
-__all__ = ["INCLUDE", "Compiler", "Variant", "find_compiler", "headers_digest"]
+__all__ = ["INCLUDE", "Variant", "build", "flags", "headers_digest"]
 
 INCLUDE = Path(__file__).parent / "csrc" / "include"
 """The folder of the headers that stand in for Metal's."""
-
-_COMPILER_VARIABLES = ("MPS_FLASH_ATTN_CXX", "CXX")
-_COMPILER_NAMES = ("g++", "clang++")
 
 
 class Variant(enum.Enum):
@@ -54,62 +46,36 @@ _CHECKED_GCC_FLAGS = ("-fsanitize=bounds",)
 _CHECKED_CLANG_FLAGS = ("-fsanitize=array-bounds", "-mllvm", "-tsan-instrument-read-before-write=1")
 
 
-@dataclass(frozen=True)
-class Compiler:
-    """A C++ compiler.
+def flags(compiler: Compiler, variant: Variant) -> tuple[str, ...]:
+    """The flags that decide what the library of a translated text contains."""
+    if variant is Variant.FAST:
+        return _COMMON_FLAGS + _FAST_FLAGS + _cpu_flags()
+    return _COMMON_FLAGS + _CHECKED_FLAGS + (_CHECKED_CLANG_FLAGS if compiler.is_clang else _CHECKED_GCC_FLAGS)
 
-    Attributes:
-        command: the program and the arguments that always go with it.
-        version: what it says of itself; part of the key under which its products are cached.
+
+def build(compiler: Compiler, text: str, variant: Variant, *, title: str) -> bytes:
+    """Compiles translated text to a shared library and returns that file's contents.
+
+    Args:
+        compiler: which one does it.
+        text: C++ whose ``#line`` directives point into the Metal text.
+        variant: which build.
+        title: names the library in errors.
+
+    Raises:
+        KernelCompileError: with the compiler's own words.
     """
-
-    command: tuple[str, ...]
-    version: str
-
-    def run(self, arguments: Sequence[str], *, text: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Runs the compiler with messages in English, feeding it ``text``. A failure is the caller's to judge."""
-        return subprocess.run(
-            [*self.command, *arguments],
-            input=text,
-            text=True,
-            capture_output=True,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-
-    @property
-    def is_clang(self) -> bool:
-        """Whether this is clang or one of its descendants; everything else is taken for GCC."""
-        return "clang" in self.version
-
-    def flags(self, variant: Variant) -> tuple[str, ...]:
-        """The flags that decide what the library of a translated text contains."""
-        if variant is Variant.FAST:
-            return _COMMON_FLAGS + _FAST_FLAGS + _cpu_flags()
-        return _COMMON_FLAGS + _CHECKED_FLAGS + (_CHECKED_CLANG_FLAGS if self.is_clang else _CHECKED_GCC_FLAGS)
-
-    def build(self, text: str, variant: Variant, *, title: str) -> bytes:
-        """Compiles translated text to a shared library and returns that file's contents.
-
-        Args:
-            text: C++ whose ``#line`` directives point into the Metal text.
-            variant: which build.
-            title: names the library in errors.
-
-        Raises:
-            KernelCompileError: with the compiler's own words.
-        """
-        with tempfile.TemporaryDirectory(prefix="mps-flash-attn-") as folder:
-            unit, library = f"{folder}/kernels.o", f"{folder}/kernels.so"
-            # Linked apart, because with -fsanitize the linker would be given the sanitizers' own runtimes.
-            for arguments in (
-                ["-c", *self.flags(variant), f"-I{INCLUDE}", "-x", "c++", "-", "-o", unit],
-                ["-shared", *_LINK_FLAGS, unit, "-o", library],
-            ):
-                result = self.run(arguments, text=text)
-                if result.returncode != 0:
-                    raise KernelCompileError(f"{title} did not compile:\n{result.stderr.strip()}")
-            return Path(library).read_bytes()
+    with tempfile.TemporaryDirectory(prefix="mps-flash-attn-") as folder:
+        unit, library = f"{folder}/kernels.o", f"{folder}/kernels.so"
+        # Linked apart, because with -fsanitize the linker would be given the sanitizers' own runtimes.
+        for arguments in (
+            ["-c", *flags(compiler, variant), f"-I{INCLUDE}", "-x", "c++", "-", "-o", unit],
+            ["-shared", *_LINK_FLAGS, unit, "-o", library],
+        ):
+            result = compiler.run(arguments, text=text)
+            if result.returncode != 0:
+                raise KernelCompileError(f"{title} did not compile:\n{result.stderr.strip()}")
+        return Path(library).read_bytes()
 
 
 @functools.cache
@@ -119,35 +85,6 @@ def _cpu_flags() -> tuple[str, ...]:
         return ("-mf16c",) if " f16c " in Path("/proc/cpuinfo").read_text() else ()
     except OSError:
         return ()
-
-
-def find_compiler() -> Compiler:
-    """Returns the compiler of ``MPS_FLASH_ATTN_CXX`` or ``CXX``, else ``g++``, else ``clang++``.
-
-    Raises:
-        CompilerNotFoundError: naming what was looked for.
-    """
-    return _find_compiler(tuple(os.environ.get(name, "") for name in (*_COMPILER_VARIABLES, "PATH")))
-
-
-@functools.lru_cache(maxsize=8)
-def _find_compiler(environment: tuple[str, ...]) -> Compiler:
-    requested = next((value for value in environment[: len(_COMPILER_VARIABLES)] if value.strip()), None)
-    for command in [shlex.split(requested)] if requested else [[name] for name in _COMPILER_NAMES]:
-        if shutil.which(command[0]) is not None:
-            version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-            if version.returncode == 0:
-                return Compiler(tuple(command), version.stdout)
-    variables = " and ".join(_COMPILER_VARIABLES)
-    raise CompilerNotFoundError(
-        (
-            f"the C++ compiler {requested!r}, named by {variables}, cannot be run"
-            if requested
-            else f"no C++ compiler found: looked for {' and '.join(_COMPILER_NAMES)} in PATH ({variables} are not set)"
-        )
-        + "; the simulator compiles kernels with g++ 12 or clang 14 or newer: on Debian or Ubuntu, "
-        "`sudo apt-get install g++`"
-    )
 
 
 @functools.cache

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import struct
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,13 @@ from torch import Tensor
 
 from ... import _C
 from ...errors import KernelLaunchError
+from ..cache import Cache, cache_folder, content_key
+from ..translation import cached_translation
+from ..translation.host_compiler import Compiler, find_compiler
+from ..translation.translate import KernelInfo
 from . import observe
-from .cache import Cache, cache_folder, content_key
-from .compiler import Compiler, Variant, find_compiler, headers_digest
-from .translate import BufferInfo, KernelInfo, Translation, translate
+from .compiler import Variant, build, flags, headers_digest
+from .target import SimulatorTarget
 
 __all__ = ["Kernel", "ShaderLibrary", "compile_shader"]
 
@@ -37,7 +38,6 @@ Argument = Tensor | int | float | Sequence[int] | Sequence[float] | Sequence[Ten
 
 _CASTS = {"int8": "b", "uint8": "B", "int16": "h", "int32": "i", "fp16": "e", "bf16": "bf16"}
 _THREADS_VARIABLE = "MPS_FLASH_ATTN_SIMULATOR_THREADS"
-_TRANSLATOR_FILES = ("kernel_signature.py", "metal_text.py", "preprocess.py", "tokens.py", "translate.py")
 
 
 def compile_shader(source: str) -> ShaderLibrary:
@@ -62,7 +62,7 @@ def compile_shader(source: str) -> ShaderLibrary:
     """
     if not isinstance(source, str):
         raise TypeError(f"source must be a str with Metal text, got {type(source).__name__}")
-    return _library(source, find_compiler(), cache_folder())
+    return _library(source, find_compiler(), cache_folder("simulator"))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -73,34 +73,13 @@ def _library(source: str, compiler: Compiler, folder: Path) -> ShaderLibrary:
     return library
 
 
-@functools.cache
-def _translator_digest() -> str:
-    folder = Path(__file__).parent
-    return content_key(*((folder / name).read_text() for name in _TRANSLATOR_FILES))
-
-
-def _translate(source: str, compiler: Compiler, cache: Cache) -> Translation:
-    """Translates Metal text, or finds the translation on disk: the C preprocessor takes longer than that."""
-
-    def make() -> bytes:
-        return json.dumps(asdict(translate(source, compiler=compiler))).encode()
-
-    key = content_key("translation", source, headers_digest(), _translator_digest(), compiler.version)
-    stored = json.loads(cache.read(f"{key}.json", make))
-    kernels = tuple(
-        KernelInfo(**{**kernel, "buffers": tuple(BufferInfo(**buffer) for buffer in kernel["buffers"])})
-        for kernel in stored["kernels"]
-    )
-    return Translation(**{**stored, "kernels": kernels})
-
-
 class ShaderLibrary:
     """Kernels compiled from one Metal text. Each is an attribute; ``dir()`` lists their names."""
 
     def __init__(self, source: str, compiler: Compiler, cache: Cache) -> None:
         self._compiler = compiler
         self._cache = cache
-        self._translation = _translate(source, compiler, cache)
+        self._translation = cached_translation(source, SimulatorTarget(), compiler, cache)
         self._apart = len(self._translation.kernels) > _MAX_KERNELS_TOGETHER
         self._loaded: dict[tuple[Variant, int | None], _C.Library] = {}
         self._lock = threading.Lock()
@@ -134,10 +113,9 @@ class ShaderLibrary:
         kernels = self._translation.kernels if only is None else (self._translation.kernels[only],)
         text = self._translation.text if only is None else self._translation.only(only)
         names = ", ".join(repr(info.name) for info in kernels)
-        flags = "\0".join(self._compiler.flags(variant))
-        key = content_key("library", text, headers_digest(), self._compiler.version, flags)
+        key = content_key("library", text, headers_digest(), self._compiler.version, *flags(self._compiler, variant))
         return self._cache.path(
-            f"{key}.so", lambda: self._compiler.build(text, variant, title=f"the library of kernels {names}")
+            f"{key}.so", lambda: build(self._compiler, text, variant, title=f"the library of kernels {names}")
         )
 
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CompilerNotFoundError, KernelCompileError
+from ..translation.preprocess import SOURCE_NAME
+from ..translation.tokens import Kind, closing, following, preceding
 from .strict_rewrite import (
     THREADGROUP_VARIABLE_OUTSIDE_KERNEL,
     VECTORS,
@@ -34,8 +36,6 @@ from .strict_rewrite import (
     rewrite,
     vector_constructors,
 )
-from .tokens import Kind, closing, following, preceding
-from .translate import SOURCE_NAME
 
 if TYPE_CHECKING:
     from . import strict_rules  # needs libclang

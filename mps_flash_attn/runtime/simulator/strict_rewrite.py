@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .tokens import Kind, Token, closing, following, preceding, tokenize
+from ..translation.tokens import Kind, Token, closing, following, preceding, tokenize
 
 __all__ = [
     "PARAMETER_ATTRIBUTES",

@@ -1,6 +1,6 @@
 """Splits Metal text into tokens, losing nothing.
 
-The simulator rewrites kernels at the level of tokens: deep enough to leave strings and comments alone, shallow
+Kernels are rewritten at the level of tokens: deep enough to leave strings and comments alone, shallow
 enough to need no parser. Joining the texts of all tokens gives the input back.
 """
 

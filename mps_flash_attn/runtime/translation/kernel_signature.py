@@ -11,7 +11,7 @@ ADDRESS_SPACES = frozenset(
     {"constant", "device", "object_data", "ray_data", "thread", "threadgroup", "threadgroup_imageblock"}
 )
 
-# Attributes that say where the thread is; each is a function of metal/kernel.h.
+# Attributes that say where the thread is.
 _POSITIONS = frozenset(
     {
         "dispatch_simdgroups_per_threadgroup",
@@ -54,6 +54,11 @@ class BufferInfo:
     type: str
     is_const: bool
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether the parameter is a reference rather than a pointer."""
+        return self.type.endswith("&")
+
 
 @dataclass(frozen=True)
 class KernelInfo:
@@ -95,27 +100,26 @@ class UnsupportedParameterError(ValueError):
     """A kernel has a parameter that cannot be filled."""
 
 
-def bind(parameters: tuple[Parameter, ...]) -> tuple[list[str], tuple[BufferInfo, ...]]:
+def bind(parameters: tuple[Parameter, ...]) -> tuple[list[str | BufferInfo], tuple[BufferInfo, ...]]:
     """Finds out what a kernel is called with.
 
     Args:
         parameters: of the kernel. Buffers without ``[[buffer(n)]]`` are counted on from the one before.
 
     Returns:
-        C++ expressions of the arguments, in which ``buffers`` holds the addresses of the buffers; and the buffers, by
-        index.
+        For each parameter the buffer, or the name of the position of the thread; and the buffers, by index.
 
     Raises:
         UnsupportedParameterError: naming the parameter.
     """
-    arguments: list[str] = []
+    arguments: list[str | BufferInfo] = []
     buffers: list[BufferInfo] = []
     for parameter in parameters:
         words = parameter.words
         spaces = [word for word in words if word in ADDRESS_SPACES]
         position = next((name for name in parameter.attributes if name in _POSITIONS), None)
         if position is not None:
-            arguments.append(f"::simt::{position}()")
+            arguments.append(position)
         elif spaces and spaces[0] in ("constant", "device") and ("*" in words or "&" in words):
             number = parameter.attributes.get("buffer", str(buffers[-1].index + 1 if buffers else 0))
             if not number.isdecimal():
@@ -123,8 +127,7 @@ def bind(parameters: tuple[Parameter, ...]) -> tuple[list[str], tuple[BufferInfo
             kind = " ".join(word for word in words[:-1] if word not in ADDRESS_SPACES)
             is_const = spaces[0] == "constant" or "const" in words
             buffers.append(BufferInfo(words[-1], int(number), spaces[0], kind, is_const))
-            wrapper = "BufferReference" if "&" in words else "BufferPointer"
-            arguments.append(f"::simt::{wrapper}{{buffers[{number}]}}")
+            arguments.append(buffers[-1])
         else:
             attributes = ", ".join(parameter.attributes) or "none"
             raise UnsupportedParameterError(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import KernelCompileError
-from .compiler import Compiler
+from .host_compiler import Compiler
 
 __all__ = ["SOURCE_NAME", "preprocess"]
 
 SOURCE_NAME = "kernel.metal"
 """What messages call a text that does not name itself with ``#line``."""
 
-# Metal's own headers: all they declare is in the simulator's metal_stdlib, which every translated text includes.
+# Metal's own headers: all they declare is in the metal_stdlib of the runtime that a text is translated for.
 _METAL_HEADERS = (
     "metal_array",
     "metal_assert",
@@ -57,7 +58,7 @@ _MACROS = {
 }
 
 
-def preprocess(source: str, compiler: Compiler) -> str:
+def preprocess(source: str, compiler: Compiler, macros: Iterable[tuple[str, str]]) -> str:
     """Expands macros and includes as a Metal compiler would, leaving ``#line`` directives.
 
     Metal's own headers are empty here. Other headers are looked for in PyTorch's wheel, as PyTorch does.
@@ -74,7 +75,7 @@ def preprocess(source: str, compiler: Compiler) -> str:
             header.touch()
         arguments = ["-E", "-x", "c++", "-std=c++17", "-nostdinc", "-undef", "-w", f"-I{folder}"]
         arguments += [f"-I{Path(path) / 'include'}" for path in torch_folders]
-        arguments += [f"-D{name}={value}" for name, value in _MACROS.items()]
+        arguments += [f"-D{name}={value}" for name, value in (*_MACROS.items(), *macros)]
         result = compiler.run([*arguments, "-"], text=f'#line 1 "{SOURCE_NAME}"\n{source}')
     if result.returncode != 0:
         raise KernelCompileError(f"the Metal text could not be preprocessed:\n{result.stderr.strip()}")

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import filelock
 
-from ... import folders
-from ...errors import CacheError
+from .. import folders
+from ..errors import CacheError
 
 __all__ = ["Cache", "cache_folder", "content_key"]
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def cache_folder() -> Path:
-    """The folder of compiled kernels."""
-    return folders.cache_root() / "simulator"
+def cache_folder(runtime: str) -> Path:
+    """The folder of a runtime's compiled kernels."""
+    return folders.cache_root() / runtime
 
 
 def content_key(*parts: str) -> str:

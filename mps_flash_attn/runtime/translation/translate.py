@@ -1,4 +1,4 @@
-"""Turns Metal text into C++ that compiles against the simulator's own ``metal_stdlib``.
+"""Turns Metal text into C++ that compiles against a runtime's own ``metal_stdlib``.
 
 The C preprocessor runs first; what it leaves is rewritten token by token. Nothing is moved to another line, so that
 the C++ compiler's messages show lines of the Metal text.
@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .compiler import Compiler
+from .host_compiler import Compiler
 from .kernel_signature import ADDRESS_SPACES, BufferInfo, KernelInfo, Parameter, UnsupportedParameterError, bind
 from .metal_text import MetalText
 from .preprocess import SOURCE_NAME, preprocess
+from .target import Target, ThreadgroupVariable
 from .tokens import Kind
 
 __all__ = ["SOURCE_NAME", "BufferInfo", "KernelInfo", "Translation", "translate"]
@@ -37,14 +38,6 @@ _COMPONENT = {name: index for letters in ("xyzw", "rgba") for index, name in enu
 _ASSIGNMENTS = frozenset({"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^="})
 _FLOAT = re.compile(r"(?i)(?!0x)(\d[\d']*\.[\d']*(?:e[+-]?\d+)?|\.\d[\d']*(?:e[+-]?\d+)?|\d[\d']*e[+-]?\d+)(bf|[hf]?)")
 
-_PROLOGUE = '#pragma GCC visibility push(hidden)\n#include "metal_stdlib"\n'
-# Has each matrix product computed at once, rather than when its result is asked for.
-_EAGER = "#define SIMT_EAGER 1\n"
-_EPILOGUE = """
-#pragma GCC visibility pop
-extern "C" __attribute__((visibility("default"))) const uint32_t simt_abi = simt::kAbiVersion;
-"""
-
 
 @dataclass(frozen=True)
 class Translation:
@@ -66,6 +59,7 @@ class Translation:
 def translate(
     source: str,
     *,
+    target: Target,
     compiler: Compiler,
     function_constants: Mapping[int | str, ConstantValue] | None = None,
 ) -> Translation:
@@ -73,6 +67,7 @@ def translate(
 
     Args:
         source: text in the Metal Shading Language. ``#include`` finds Metal's own headers and those in PyTorch's wheel.
+        target: what C++ is wanted.
         compiler: provides the C preprocessor.
         function_constants: values of ``[[function_constant(i)]]`` by index or by name; the others are undefined.
 
@@ -82,7 +77,7 @@ def translate(
     Raises:
         KernelCompileError: naming the line of the Metal text, or with the preprocessor's own words.
     """
-    return _Translator(MetalText(preprocess(source, compiler)), function_constants or {}).run()
+    return _Translator(MetalText(preprocess(source, compiler, target.macros)), target, function_constants or {}).run()
 
 
 @dataclass(frozen=True)
@@ -109,8 +104,9 @@ class _Scope:
 class _Translator:
     """One translation. Numbers called ``begin``, ``index``, ... are indices into ``text.words``."""
 
-    def __init__(self, text: MetalText, constants: Mapping[int | str, ConstantValue]) -> None:
+    def __init__(self, text: MetalText, target: Target, constants: Mapping[int | str, ConstantValue]) -> None:
         self._text = text
+        self._target = target
         self._words = text.words
         self._constants = constants
         self._defined_constants: set[str] = set()
@@ -118,6 +114,7 @@ class _Translator:
         self._templates: dict[str, list[_Function]] = {}
         self._instantiations: list[tuple[int, int]] = []
         self._members: set[str] = set()  # of the text's own classes, as far as they look like swizzles
+        self._before: str | None = None  # the last threadgroup variable in the body of the kernel
         self._is_single_precision = "double" not in self._words
 
     def run(self) -> Translation:
@@ -128,20 +125,7 @@ class _Translator:
         for index, word in enumerate(self._words):
             if word == "[" and self._text.is_attribute(index):
                 self._text.erase(index, self._text.closing[index])
-        prologue = (_EAGER if self._keeps_elements() else "") + _PROLOGUE
-        return Translation(prologue + self._text.text() + _EPILOGUE, tuple(self._kernels))
-
-    def _keeps_elements(self) -> bool:
-        """Whether a variable refers to elements of a matrix, and so may be read without asking the matrix."""
-        for index, word in enumerate(self._words):
-            if word != "thread_elements":
-                continue
-            begin = index
-            while self._words[begin - 1] not in (";", "{", "}") and begin > 0:
-                begin -= 1
-            if re.search(r"[&*] \w+ =", " ".join(self._words[begin:index])):
-                return True
-        return False
+        return Translation(self._target.whole(self._text.text(), self._text), tuple(self._kernels))
 
     # Declarations
 
@@ -226,10 +210,16 @@ class _Translator:
 
     def _function(self, begin: int, parameters: int, brace: int, scope: _Scope) -> None:
         close, after_parameters = self._text.closing[brace], self._text.closing[parameters] + 1
+        is_kernel = "kernel" in self._words[begin:parameters]
+        self._before = None
+        blocks: list[int] = []  # where those end that the index is in
         for index in range(brace + 1, close):
-            if self._words[index] == "threadgroup":
-                self._threadgroup_variables(index)
-        if "kernel" in self._words[begin:parameters]:
+            blocks = [end for end in blocks if end > index]
+            if self._words[index] == "{":
+                blocks.append(self._text.closing[index])
+            elif self._words[index] == "threadgroup":
+                self._threadgroup_variables(index, is_outermost=is_kernel and not blocks)
+        if is_kernel:
             self._kernel(begin, parameters, close)
         if scope.class_name:
             self._member_function(begin, parameters, after_parameters, scope.class_name)
@@ -310,7 +300,7 @@ class _Translator:
         return " ".join(constant if word == "constant" else word for word in words if word not in _ERASED_SPACES)
 
     def _runner(self, host_name: str, parameters: tuple[Parameter, ...], callee: str, index: int) -> str:
-        """C++ of the function that runs one thread of a kernel, which is noted."""
+        """The target's function that runs one thread of a kernel, which is noted."""
         try:
             arguments, buffers = bind(parameters)
         except UnsupportedParameterError as error:
@@ -320,8 +310,7 @@ class _Translator:
         return (
             f"\n#if !defined(SIMT_ONLY) || SIMT_ONLY == {kernel.index}\n"
             f"{self._text.line_directive(index)}"
-            f'extern "C" __attribute__((visibility("default"))) void simt_kernel_{kernel.index}(void* const* buffers) '
-            f"{{ (void)buffers; ::simt::start_log(::simt::self()); {callee}({', '.join(arguments)}); }}\n#endif\n"
+            f"{self._target.runner(kernel, callee, arguments)}\n#endif\n"
         )
 
     def _cpp(self, first: int, last: int) -> str:
@@ -334,8 +323,8 @@ class _Translator:
 
     # Variables
 
-    def _threadgroup_variables(self, keyword: int) -> None:
-        """Inside a function, ``threadgroup T x[N];`` becomes a reference into the threadgroup's memory.
+    def _threadgroup_variables(self, keyword: int, *, is_outermost: bool) -> None:
+        """Inside a function, ``threadgroup T x[N];`` becomes what the target has for it.
 
         An initialiser is dropped: no thread could run it without racing with the others.
         """
@@ -356,7 +345,7 @@ class _Translator:
         alignment = ""
         if self._words[first] == "alignas":
             close = self._text.closing[first + 1]
-            alignment = f", {self._cpp(first + 1, close + 1)}"
+            alignment = self._cpp(first + 1, close + 1)
             first = close + 1
         kind = self._cpp(first, name)
         _, line = self._text.position(keyword)
@@ -366,11 +355,14 @@ class _Translator:
             extent = declarator + 1
             while extent < end and self._words[extent] == "[":
                 extent = self._text.closing[extent] + 1
-            alias = f"simt_type_of_{variable}"
+            extents = self._cpp(declarator + 1, extent)
             statements.append(
-                f"typedef {kind} {alias}{self._cpp(declarator + 1, extent)}; {alias}& {variable} = "
-                f'::simt::threadgroup_variable<{alias}{alignment}>("{variable}", {line})'
+                self._target.threadgroup_variable(
+                    ThreadgroupVariable(variable, kind, extents, alignment, line, self._before, is_outermost)
+                )
             )
+            if is_outermost:
+                self._before = variable
         self._text.erase(begin, stop - 1)
         self._text.replace(begin, "; ".join(statements))
 
