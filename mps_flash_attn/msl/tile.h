@@ -72,6 +72,21 @@ inline void load_bt(thread TileB<element>& b, const threadgroup element* source)
             simdgroup_load(b.part[k][column], source + column * 8 * LD + k * 8, LD, ulong2(0, 0), true);
 }
 
+// The left operand from 16 rows of threadgroup memory, LD elements apart: row m is row m of the operand.
+template <short LD>
+inline void load_a(thread TileA<element>& a, const threadgroup element* source) {
+    for (short row = 0; row < 2; row++)
+        for (short k = 0; k < 2; k++) simdgroup_load(a.part[row][k], source + row * 8 * LD + k * 8, LD);
+}
+
+// The same transposed: row k of the memory is column k of the operand.
+template <short LD>
+inline void load_at(thread TileA<element>& a, const threadgroup element* source) {
+    for (short row = 0; row < 2; row++)
+        for (short k = 0; k < 2; k++)
+            simdgroup_load(a.part[row][k], source + k * 8 * LD + row * 8, LD, ulong2(0, 0), true);
+}
+
 // The left operand from device memory; what lies outside `rows` x `columns` is 0.
 inline void load_a(thread TileA<element>& a, const device element* source, long row_stride, int rows, int columns,
                    ushort lane) {
@@ -91,12 +106,13 @@ inline void to_a(thread TileA<element>& a, thread TileC& c) {
 }
 
 // Writes factor[row] * c to device memory; what lies outside `rows` x `columns` stays untouched.
-inline void store(thread TileC& c, rows_t factor, device element* target, long row_stride, int rows, int columns,
+template <typename T>
+inline void store(thread TileC& c, rows_t factor, device T* target, long row_stride, int rows, int columns,
                   ushort lane) {
     for (short row = 0; row < 2; row++)
         for (short column = 0; column < 4; column++) {
             const short i = tile_row(lane, row), j = tile_col(lane, column);
-            if (i < rows && j < columns) target[i * row_stride + j] = element(factor[row] * c.at(row, column));
+            if (i < rows && j < columns) target[i * row_stride + j] = T(factor[row] * c.at(row, column));
         }
 }
 
