@@ -13,16 +13,16 @@
 extern "C" {
 #endif
 
-#define MFA_ABI_VERSION 1
+#define MFA_ABI_VERSION 2
 
 typedef int32_t MFAStatus;
 enum {
     MFA_OK = 0,
     MFA_INVALID = 1, /* an argument that Metal does not allow, named in the error */
     MFA_COMPILE = 2, /* the text or a function of it; the error holds the compile log */
-    MFA_LAUNCH = 3,  /* a launch beyond the limits of the pipeline or the device */
-    MFA_MEMORY = 4   /* Metal could not allocate */
+    MFA_LAUNCH = 3   /* a launch beyond the limits of the pipeline or the device */
 };
+/* There is no status for memory: all that is allocated for the GPU, buffers and command buffers, is PyTorch's. */
 
 typedef struct {
     char name[128];
@@ -62,11 +62,13 @@ typedef struct {
 
 typedef struct {
     uint64_t memory_hits;     /* pipelines found in memory */
-    uint64_t archive_hits;    /* pipelines taken from the archive on disk */
-    uint64_t compiled;        /* pipelines compiled from text */
+    uint64_t libraries;       /* texts given to the front end of Metal's compiler: once for each of the next two */
+    uint64_t archive_hits;    /* pipelines whose machine code was taken from the archive on disk */
+    uint64_t compiled;        /* pipelines whose machine code was compiled */
     uint64_t evicted;         /* pipelines dropped because there were too many */
     uint64_t archive_repairs; /* archives that could not be read and were made anew */
     uint64_t pipelines;       /* in memory now */
+    uint64_t kernels;         /* that have a number now, and their texts in memory */
 } MFACacheStats;
 
 /* MFA_ABI_VERSION of the library that was loaded. */
@@ -81,9 +83,13 @@ MFAStatus mfa_device_info(void* device, MFADeviceInfo* info);
  * and how many bytes on disk. A null folder keeps none on disk. Takes effect for pipelines made afterwards. */
 MFAStatus mfa_configure(const char* folder, const char* package_version, uint32_t most_pipelines, uint64_t most_bytes);
 
-/* A number for one kernel of a Metal text, compiling it unless it is in memory or on disk. The same text and function
- * give the same number; the pipeline behind it may be evicted and made again. */
+/* A number for one kernel of a Metal text, compiling it unless it is in memory or on disk. The caller holds it until
+ * mfa_release_kernel, as often as it asked for it; that long the same text and function give the same number, and the
+ * pipeline behind it may be evicted and made again. */
 MFAStatus mfa_kernel(void* device, const char* source, const char* function, int64_t* kernel);
+
+/* Gives up one hold. A kernel that nobody holds stays for as long as its pipeline is in memory. */
+MFAStatus mfa_release_kernel(int64_t kernel);
 
 /* The limits of a kernel's pipeline. */
 MFAStatus mfa_kernel_limits(int64_t kernel, uint32_t* max_threads, uint32_t* simd_width, uint32_t* threadgroup_bytes);

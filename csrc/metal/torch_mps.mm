@@ -72,7 +72,13 @@ struct Encoding {
 // Runs on the stream's queue, out of which no exception may come.
 void encode_on_queue(void* context) noexcept {
     auto& encoding = *static_cast<Encoding*>(context);
-    const auto encode = [&] { require(mfa_encode(opaque(encoding.stream->commandEncoder()), &encoding.launch, 1)); };
+    const auto encode = [&] {
+        void* const encoder = opaque(encoding.stream->commandEncoder());
+        if (encoder == nullptr) {
+            throw MetalError(MFA_LAUNCH, "Metal gave PyTorch's stream no command encoder, as it does without memory");
+        }
+        require(mfa_encode(encoder, &encoding.launch, 1));
+    };
     try {
 #ifdef __OBJC__
         @autoreleasepool {  // Python's threads have none
@@ -277,13 +283,26 @@ int to_size(const std::string& kernel, const char* name, const py::handle value,
     return static_cast<int>(count);
 }
 
+// The number of a kernel, given up at the end.
+class KernelNumber {
+  public:
+    KernelNumber() = default;
+    KernelNumber(const KernelNumber&) = delete;
+    KernelNumber& operator=(const KernelNumber&) = delete;
+    ~KernelNumber() {
+        if (value != 0) mfa_release_kernel(value);
+    }
+
+    int64_t value = 0;
+};
+
 class Kernel {
   public:
     Kernel(const std::string& source, std::string name) : name_(std::move(name)) {
         void* const device = current_device();
         const py::gil_scoped_release unlocked;
-        require(mfa_kernel(device, source.c_str(), name_.c_str(), &number_));
-        require(mfa_kernel_limits(number_, &max_threads_, &simd_width_, &threadgroup_bytes_));
+        require(mfa_kernel(device, source.c_str(), name_.c_str(), &number_.value));
+        require(mfa_kernel_limits(number_.value, &max_threads_, &simd_width_, &threadgroup_bytes_));
     }
 
     const std::string& name() const { return name_; }
@@ -295,7 +314,7 @@ class Kernel {
                 const py::object& casts) const {
         const Arguments arguments(name_, args, casts);
         MFALaunch launch{};
-        launch.kernel = number_;
+        launch.kernel = number_.value;
         arguments.fill(launch);
         int rank = 1;
         if (!threads.is_none()) {
@@ -317,7 +336,7 @@ class Kernel {
 
   private:
     std::string name_;
-    int64_t number_ = 0;
+    KernelNumber number_;
     uint32_t max_threads_ = 0;
     uint32_t simd_width_ = 0;
     uint32_t threadgroup_bytes_ = 0;
@@ -344,11 +363,13 @@ py::dict cache_stats() {
     require(mfa_cache_stats(&stats));
     py::dict fields;
     fields["memory_hits"] = stats.memory_hits;
+    fields["libraries"] = stats.libraries;
     fields["archive_hits"] = stats.archive_hits;
     fields["compiled"] = stats.compiled;
     fields["evicted"] = stats.evicted;
     fields["archive_repairs"] = stats.archive_repairs;
     fields["pipelines"] = stats.pipelines;
+    fields["kernels"] = stats.kernels;
     return fields;
 }
 
@@ -359,8 +380,6 @@ py::object exception_type(MFAStatus status) {
             return py::reinterpret_borrow<py::object>(PyExc_ValueError);
         case MFA_COMPILE:
             return py::module_::import("mps_flash_attn.errors").attr("KernelCompileError");
-        case MFA_MEMORY:
-            return py::module_::import("torch").attr("OutOfMemoryError");
         default:
             return py::module_::import("mps_flash_attn.errors").attr("KernelLaunchError");
     }
@@ -387,7 +406,8 @@ PYBIND11_MODULE(_metal, module) {
         } catch (const MetalError& error) {
             raise(error.status, error.what());
         } catch (const c10::OutOfMemoryError& error) {
-            raise(MFA_MEMORY, error.what_without_backtrace());
+            const py::object type = py::module_::import("torch").attr("OutOfMemoryError");
+            PyErr_SetString(type.ptr(), error.what_without_backtrace());
         } catch (const c10::Error& error) {
             raise(MFA_LAUNCH, error.what_without_backtrace());
         }

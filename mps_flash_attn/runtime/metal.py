@@ -1,7 +1,7 @@
 """The runtime that is built on macOS: Metal through Swift, launches on PyTorch's own encoder.
 
-It has the face of ``torch.mps.compile_shader``. What it adds: a second process finds its kernels compiled on disk, and
-the pipelines in memory are bounded.
+It has the face of ``torch.mps.compile_shader``. What it adds: a second process finds its kernels' machine code on disk,
+and what is in memory is bounded, pipelines as well as texts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,18 @@ kernel void mps_flash_attn_self_check(device float* x, constant long& n, uint i 
 """
 
 device_info = _metal.device_info
-cache_stats = _metal.cache_stats
+
+
+def cache_stats() -> dict[str, int]:
+    """What became of the kernels that this process asked for, as counts.
+
+    ``compiled`` pipelines were compiled to machine code; ``archive_hits`` were found on disk and ``memory_hits`` in
+    memory. ``libraries`` are the texts that Metal's front end parsed, one for each pipeline compiled or found on disk:
+    Metal cannot keep what it makes of a text, so a process with a warm disk compiles nothing and still parses.
+    ``evicted`` pipelines had to make room, and ``archive_repairs`` files on disk were damaged and made anew.
+    ``pipelines`` and ``kernels``, with their texts, are in memory now.
+    """
+    return _metal.cache_stats()
 
 
 class ShaderLibrary:
@@ -60,7 +71,7 @@ class ShaderLibrary:
             return kernel
 
 
-@functools.cache
+@functools.lru_cache(maxsize=_MOST_PIPELINES)
 def compile_shader(source: str) -> ShaderLibrary:
     """A library of the kernels in a Metal text; the counterpart of ``torch.mps.compile_shader``.
 

@@ -17,10 +17,13 @@ CAPABILITIES = Capabilities()
 #: PyTorch 2.6 has the same function, not yet under a public name.
 _COMPILER = "compile_shader" if hasattr(torch.mps, "compile_shader") else "_compile_shader"
 
+#: How many texts are kept with what was made of them.
+_MOST_LIBRARIES = 512
 
-@functools.cache
+
+@functools.lru_cache(maxsize=_MOST_LIBRARIES)
 def compile_shader(source: str) -> Any:
-    """``torch.mps.compile_shader(source)``, once for each text.
+    """``torch.mps.compile_shader(source)``, once for each text of those used last.
 
     Raises:
         KernelCompileError: with the Metal compiler's words.

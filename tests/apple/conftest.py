@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mps_flash_attn.ops.attention import function
+from mps_flash_attn.ops import calls
 from mps_flash_attn.runtime import base, torch_mps
 
 from . import mps
@@ -50,5 +50,4 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _forget() -> None:
     base.for_device.cache_clear()
     torch_mps.compile_shader.cache_clear()
-    function._forward_calls.clear()
-    function._backward_calls.clear()
+    calls.forget()

@@ -36,7 +36,9 @@ runpy.run_path("setup.py", run_name="__main__")
 """
 
 
-def _build(folder: Path, *tools: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+def _build(
+    folder: Path, *tools: str, own_compiler: bool = True
+) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
     log = folder / "log"
     log.touch()
     path = folder / "bin"
@@ -45,14 +47,16 @@ def _build(folder: Path, *tools: str) -> tuple[subprocess.CompletedProcess[str],
         (path / tool).write_text(_TOOL.format(python=sys.executable, log=str(log)))
         (path / tool).chmod(0o755)
     compiler = str(path / "compile")
-    environment = {"PATH": str(path), "CC": compiler, "CXX": compiler, "LDSHARED": compiler, "LDCXXSHARED": compiler}
+    environment = {"PATH": str(path)}
+    if own_compiler:
+        environment |= dict.fromkeys(("CC", "CXX", "LDSHARED", "LDCXXSHARED"), compiler)
     command = [sys.executable, "-c", _BUILD, str(folder / "lib"), str(folder / "temp")]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return result, [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def test_with_apples_tools_both_libraries_come_to_lie_side_by_side(tmp_path: Path) -> None:
-    result, calls = _build(tmp_path, "xcrun", "swift")
+    result, calls = _build(tmp_path, "xcode-select", "xcrun", "swift")
     assert result.returncode == 0, result.stderr
     package = tmp_path / "lib/mps_flash_attn"
     assert (package / "libMetalRuntime.dylib").read_bytes() == b"swift"
@@ -67,12 +71,27 @@ def test_with_apples_tools_both_libraries_come_to_lie_side_by_side(tmp_path: Pat
     assert "-Wl,-rpath,@loader_path" in linked
 
 
-@pytest.mark.parametrize("tools", [(), ("swift",)])
+@pytest.mark.parametrize(
+    ("tools", "words"),
+    [
+        (("xcrun", "swift"), "Apple's Command Line Tools are missing; xcode-select --install brings them"),
+        (("xcode-select", "swift"), "xcrun is missing; xcode-select --install brings it"),
+    ],
+)
 def test_without_apples_tools_the_install_goes_on_and_says_what_is_missing(
-    tools: tuple[str, ...], tmp_path: Path
+    tools: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
-    result, _ = _build(tmp_path, *tools)
+    result, calls = _build(tmp_path, *tools)
     assert result.returncode == 0, result.stderr
-    assert "xcrun is missing; xcode-select --install brings it" in result.stdout + result.stderr
+    assert words in result.stdout + result.stderr
+    assert not {"xcrun", "swift"} & {call[0] for call in calls}
     assert not list((tmp_path / "lib/mps_flash_attn").glob("_metal*"))
     assert list((tmp_path / "lib/mps_flash_attn").glob("_C*"))
+
+
+def test_without_apples_tools_no_program_is_called_that_would_ask_for_them(tmp_path: Path) -> None:
+    result, calls = _build(tmp_path, "xcrun", "swift", "clang", "gcc", "c++", own_compiler=False)
+    assert result.returncode == 0, result.stderr
+    # Python itself asks one that it was built with for its version, where that was GCC: on a Mac it was clang.
+    assert [call for call in calls if call != ["gcc", "--version"]] == []
+    assert not list((tmp_path / "lib").glob("**/*.so"))

@@ -44,6 +44,11 @@ public func kernel(
     }
 }
 
+@_cdecl("mfa_release_kernel")
+public func releaseKernel(_ kernel: Int64) -> MFAStatus {
+    reporting { try PipelineCache.shared.release(number: kernel) }
+}
+
 @_cdecl("mfa_kernel_limits")
 public func kernelLimits(
     _ kernel: Int64, _ maxThreads: UnsafeMutablePointer<UInt32>?, _ simdWidth: UnsafeMutablePointer<UInt32>?,

@@ -1,10 +1,7 @@
 import CMFA
 import Foundation
+import IOKit
 import Metal
-
-#if canImport(IOKit)
-    import IOKit
-#endif
 
 /// The operating system's version and build, which decide what Metal's compiler makes of a text.
 let operatingSystemBuild = ProcessInfo.processInfo.operatingSystemVersionString
@@ -22,16 +19,12 @@ func supportsBfloat(_ device: MTLDevice) -> Bool { device.supportsFamily(.apple6
 
 /// The GPU's cores, which only the registry of drivers knows; 0 if it does not.
 func gpuCores() -> Int32 {
-    #if canImport(IOKit)
-        let service = IOServiceGetMatchingService(kIOMainPortDefault, IOServiceMatching("AGXAccelerator"))
-        guard service != 0 else { return 0 }
-        defer { IOObjectRelease(service) }
-        let key = "gpu-core-count" as CFString
-        let count = IORegistryEntryCreateCFProperty(service, key, kCFAllocatorDefault, 0)?.takeRetainedValue()
-        return (count as? NSNumber)?.int32Value ?? 0
-    #else
-        return 0
-    #endif
+    let service = IOServiceGetMatchingService(kIOMainPortDefault, IOServiceMatching("AGXAccelerator"))
+    guard service != 0 else { return 0 }
+    defer { IOObjectRelease(service) }
+    let key = "gpu-core-count" as CFString
+    let count = IORegistryEntryCreateCFProperty(service, key, kCFAllocatorDefault, 0)?.takeRetainedValue()
+    return (count as? NSNumber)?.int32Value ?? 0
 }
 
 func describe(_ device: MTLDevice) -> MFADeviceInfo {

@@ -2,7 +2,7 @@ import CMFA
 import Foundation
 import Metal
 
-/// A kernel that has a number. Its pipeline comes and goes.
+/// A kernel that has a number. Its pipeline comes and goes; without holders it goes with its pipeline.
 final class Kernel {
     let number: Int64
     let device: MTLDevice
@@ -14,6 +14,8 @@ final class Kernel {
     fileprivate var pipeline: MTLComputePipelineState?
     /// The cache's clock when the pipeline was last asked for.
     fileprivate var lastUse: UInt64 = 0
+    /// How often it was asked for and not given up since.
+    fileprivate var holds = 0
 
     fileprivate init(number: Int64, device: MTLDevice, source: String, function: String) {
         self.number = number
@@ -41,14 +43,21 @@ final class PipelineCache {
 
     /// Held for look-ups and bookkeeping, never while Metal compiles.
     private let lock = NSLock()
-    private var kernels: [Kernel] = []
+    private var kernels: [Int64: Kernel] = [:]
     private var numbers: [Identity: Int64] = [:]
+    private var lastNumber: Int64 = 0
     private var mostPipelines = 256
     private var disk: Disk?
     private var clock: UInt64 = 0
     private var counters = MFACacheStats()
 
-    var stats: MFACacheStats { lock.withLock { counters } }
+    var stats: MFACacheStats {
+        lock.withLock {
+            var stats = counters
+            stats.kernels = UInt64(kernels.count)
+            return stats
+        }
+    }
 
     func configure(folder: URL?, packageVersion: String, mostPipelines: Int, mostBytes: UInt64) {
         lock.withLock {
@@ -58,25 +67,55 @@ final class PipelineCache {
         }
     }
 
-    /// The kernel for a function of a text, its pipeline made.
+    /// The kernel for a function of a text, its pipeline made. The caller holds it until `release`.
     func kernel(device: MTLDevice, source: String, function: String) throws -> Kernel {
         let identity = Identity(device: device.registryID, source: source, function: function)
         let kernel = lock.withLock {
-            if let number = numbers[identity] { return kernels[Int(number) - 1] }
-            let kernel = Kernel(
-                number: Int64(kernels.count) + 1, device: device, source: source, function: function)
-            kernels.append(kernel)
-            numbers[identity] = kernel.number
+            let kernel = numbers[identity].flatMap { kernels[$0] } ?? add(identity, on: device)
+            kernel.holds += 1
             return kernel
         }
-        _ = try pipeline(of: kernel)
+        do {
+            _ = try pipeline(of: kernel)
+        } catch {
+            try release(number: kernel.number)
+            throw error
+        }
         return kernel
     }
 
     func kernel(number: Int64) throws -> Kernel {
-        let kernel = lock.withLock { number > 0 && number <= kernels.count ? kernels[Int(number) - 1] : nil }
-        guard let kernel else { throw Failure.invalid("there is no kernel number \(number)") }
+        guard let kernel = lock.withLock({ kernels[number] }) else {
+            throw Failure.invalid("there is no kernel number \(number)")
+        }
         return kernel
+    }
+
+    /// Gives up one hold on a kernel.
+    func release(number: Int64) throws {
+        let kernel = try kernel(number: number)
+        try lock.withLock {
+            guard kernel.holds > 0 else { throw Failure.invalid("nobody holds kernel number \(number)") }
+            kernel.holds -= 1
+            forgetIfUnused(kernel)
+        }
+    }
+
+    /// Numbers a kernel. The lock is held.
+    private func add(_ identity: Identity, on device: MTLDevice) -> Kernel {
+        lastNumber += 1
+        let kernel = Kernel(
+            number: lastNumber, device: device, source: identity.source, function: identity.function)
+        kernels[lastNumber] = kernel
+        numbers[identity] = lastNumber
+        return kernel
+    }
+
+    /// Drops a kernel, and with it its text, that nobody holds and that has no pipeline. The lock is held.
+    private func forgetIfUnused(_ kernel: Kernel) {
+        guard kernel.holds == 0, kernel.pipeline == nil else { return }
+        kernels[kernel.number] = nil
+        numbers[Identity(device: kernel.device.registryID, source: kernel.source, function: kernel.function)] = nil
     }
 
     func pipeline(of kernel: Kernel) throws -> MTLComputePipelineState {
@@ -85,6 +124,7 @@ final class PipelineCache {
             if let pipeline = recall(kernel) { return pipeline }  // another thread made it meanwhile
             let pipeline = try make(kernel)
             lock.withLock {
+                guard kernels[kernel.number] === kernel else { return }  // it was given up meanwhile
                 kernel.pipeline = pipeline
                 counters.pipelines += 1
                 use(kernel)
@@ -112,11 +152,12 @@ final class PipelineCache {
     /// Drops the pipelines used longest ago until the rest is within bounds. The lock is held.
     private func evict() {
         guard counters.pipelines > UInt64(mostPipelines) else { return }
-        let held = kernels.filter { $0.pipeline != nil }.sorted { $0.lastUse < $1.lastUse }
-        for kernel in held.prefix(held.count - mostPipelines) {
+        let inMemory = kernels.values.filter { $0.pipeline != nil }.sorted { $0.lastUse < $1.lastUse }
+        for kernel in inMemory.prefix(inMemory.count - mostPipelines) {
             kernel.pipeline = nil
             counters.pipelines -= 1
             counters.evicted += 1
+            forgetIfUnused(kernel)
         }
     }
 
@@ -126,6 +167,7 @@ final class PipelineCache {
             ArchiveStore(
                 top: $0.folder, mostBytes: $0.mostBytes, device: kernel.device, packageVersion: $0.packageVersion)
         }
+        lock.withLock { counters.libraries += 1 }
         let descriptor = MTLComputePipelineDescriptor()
         descriptor.label = kernel.function
         descriptor.computeFunction = try compileFunction(kernel.function, of: kernel.source, on: kernel.device)

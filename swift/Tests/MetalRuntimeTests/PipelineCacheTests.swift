@@ -49,6 +49,25 @@ final class PipelineCacheTests: XCTestCase {
         XCTAssertEqual(cache.stats.evicted, 2)
     }
 
+    func testAKernelThatNobodyHoldsGoesWithItsPipeline() throws {
+        let cache = PipelineCache()
+        cache.configure(folder: nil, packageVersion: "1.0", mostPipelines: 2, mostBytes: 0)
+        let held = try kernel(cache, distinctText())
+        for _ in 0..<5 { try cache.release(number: kernel(cache, distinctText()).number) }
+        XCTAssertEqual(cache.stats.kernels, 3, "the one that is held, and two that still have pipelines")
+        _ = try cache.pipeline(of: held)
+        XCTAssertEqual(cache.stats.compiled, 7)
+        try cache.release(number: held.number)
+        XCTAssertEqual(cache.stats.kernels, 2)
+        assertFails("nobody holds kernel number \(held.number)") { try cache.release(number: held.number) }
+    }
+
+    func testAKernelThatFailedIsNotKept() throws {
+        let cache = PipelineCache()
+        XCTAssertThrowsError(try cache.kernel(device: testDevice(), source: distinctText(), function: "scales"))
+        XCTAssertEqual(cache.stats.kernels, 0)
+    }
+
     func testAnotherCacheFindsTheArchive() throws {
         let folder = temporaryFolder(self)
         let text = distinctText()
@@ -57,6 +76,7 @@ final class PipelineCacheTests: XCTestCase {
         _ = try kernel(other, text)
         XCTAssertEqual(other.stats.archive_hits, 1)
         XCTAssertEqual(other.stats.compiled, 0)
+        XCTAssertEqual(other.stats.libraries, 1)
     }
 
     func testADamagedArchiveIsMadeAnew() throws {

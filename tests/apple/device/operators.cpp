@@ -126,5 +126,6 @@ TORCH_LIBRARY(pretend_mps, library) {
     library.def("limit_memory(int bytes) -> ()",
                 [](int64_t bytes) { pretend::limit_memory(static_cast<std::size_t>(bytes)); });
     library.def("fail_next_encoder() -> ()", [] { pretend::next_encoder_fails = true; });
+    library.def("lose_next_encoder() -> ()", [] { pretend::next_encoder_is_null = true; });
     library.def("encoder_off_queue() -> ()", [] { at::mps::getCurrentMPSStream()->commandEncoder(); });
 }

@@ -36,6 +36,7 @@ MTLDevice_t MPSStream::device() const { return MPSDevice::getInstance()->device(
 MTLComputeCommandEncoder_t MPSStream::commandEncoder() {
     TORCH_CHECK(dispatch_is_on(_serialQueue), "MPSStream::commandEncoder() was called off the stream's queue");
     TORCH_CHECK(!pretend::next_encoder_fails.exchange(false), "planted: no encoder");
+    if (pretend::next_encoder_is_null.exchange(false)) return nullptr;
     if (_commandEncoder == nullptr) _commandEncoder = pretend::metal().make_encoder();
     return _commandEncoder;
 }

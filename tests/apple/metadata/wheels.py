@@ -27,7 +27,7 @@ def unpacked() -> Path:
     """A folder with the contents of all wheels.
 
     Raises:
-        CalledProcessError: they could not be downloaded, or are not what they were when they were listed.
+        RuntimeError: they could not be downloaded, or are not what they were when they were listed.
     """
     folder = cache_folder() / f"metadata-{hashlib.sha256(_LISTED.read_bytes()).hexdigest()[:24]}"
     with FileLock(f"{folder}.lock"):
@@ -45,4 +45,6 @@ def unpacked() -> Path:
 def _download(folder: Path) -> None:
     options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--require-hashes")
     command = [sys.executable, "-m", "pip", "download", *options, *_TARGET, f"--requirement={_LISTED}"]
-    subprocess.run([*command, f"--dest={folder}"], check=True)
+    result = subprocess.run([*command, f"--dest={folder}"], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"the wheels of {_LISTED.name} cannot be downloaded from PyPI:\n{result.stderr}")

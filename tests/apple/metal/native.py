@@ -68,7 +68,10 @@ class LaunchRecord(ctypes.Structure):
 class CacheStats(ctypes.Structure):
     _fields_ = tuple(
         (name, c_uint64)
-        for name in ("memory_hits", "archive_hits", "compiled", "evicted", "archive_repairs", "pipelines")
+        for name in (
+            *("memory_hits", "libraries", "archive_hits", "compiled"),
+            *("evicted", "archive_repairs", "pipelines", "kernels"),
+        )
     )
 
 
@@ -143,7 +146,9 @@ class Runtime:
         self.simulate(True)
         self.standin = ctypes.CDLL(str(LIB / "libMetal.so"))
         self.mfa = ctypes.CDLL(str(LIB / "libMetalRuntime.so"))
-        for name in ("standin_device", "standin_make_buffer", "standin_buffer_contents", "standin_make_encoder"):
+        for name in ("standin_device", "standin_make_buffer", "standin_buffer_contents"):
+            getattr(self.standin, name).restype = c_void_p
+        for name in ("standin_make_encoder", "standin_make_idle_encoder"):
             getattr(self.standin, name).restype = c_void_p
         self.standin.standin_make_buffer.argtypes = (c_uint64,)
         for name in ("standin_buffer_contents", "standin_end_encoding", "standin_release"):
@@ -154,6 +159,7 @@ class Runtime:
         self.mfa.mfa_device_info.argtypes = (c_void_p, POINTER(DeviceInfo))
         self.mfa.mfa_configure.argtypes = (c_char_p, c_char_p, c_uint32, c_uint64)
         self.mfa.mfa_kernel.argtypes = (c_void_p, c_char_p, c_char_p, POINTER(c_int64))
+        self.mfa.mfa_release_kernel.argtypes = (c_int64,)
         self.mfa.mfa_kernel_limits.argtypes = (c_int64, *(POINTER(c_uint32),) * 3)
         self.mfa.mfa_encode.argtypes = (c_void_p, POINTER(LaunchRecord), c_uint32)
         self.mfa.mfa_cache_stats.argtypes = (POINTER(CacheStats),)
@@ -182,6 +188,9 @@ class Runtime:
         number = c_int64()
         self.require(self.mfa.mfa_kernel(self.device, source.encode(), function.encode(), number))
         return number.value
+
+    def release_kernel(self, kernel: int) -> None:
+        self.require(self.mfa.mfa_release_kernel(kernel))
 
     def kernel_limits(self, kernel: int) -> tuple[int, int, int]:
         limits = [c_uint32() for _ in range(3)]

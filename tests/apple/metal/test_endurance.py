@@ -88,6 +88,31 @@ def test_ten_thousand_launches_leave_nothing_behind(metal: native.Runtime, seed:
 
 
 @pytest.mark.usefixtures("idle")
+def test_ten_thousand_texts_leave_nothing_behind(metal: native.Runtime) -> None:
+    """A launch each, of a text that nobody has had before and nobody keeps."""
+    metal.configure(most_pipelines=_PIPELINES)
+    kernels = metal.stats()["kernels"]  # held by other tests
+    padding = "//" + "x" * 4096
+
+    def launch(count: int) -> None:
+        for _ in range(count // 100):
+            with metal.encoder() as encoder, metal.buffer(64) as x:
+                for _ in range(100):
+                    kernel = metal.kernel(distinct() + padding, "scale")
+                    metal.encode(encoder, native.Launch(kernel, [(x.pointer, 0)], [bytes(4)], (8, 1, 1), (8, 1, 1)))
+                    metal.release_kernel(kernel)
+
+    launch(1000)
+    before, allocated = metal.stats(), _allocated_bytes()
+    launch(_LAUNCHES)
+    grown = _allocated_bytes() - allocated
+    print(f"{grown} bytes more than before {_LAUNCHES} texts")
+    assert grown <= _GROWTH_BYTES
+    assert metal.stats()["libraries"] - before["libraries"] == _LAUNCHES
+    assert metal.stats()["kernels"] <= kernels + _PIPELINES
+
+
+@pytest.mark.usefixtures("idle")
 def test_encoding_is_cheap(metal: native.Runtime) -> None:
     kernel = metal.kernel(distinct(_EIGHT_BUFFERS), "k")
     with metal.buffer(4096) as x:

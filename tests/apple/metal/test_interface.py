@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -86,6 +88,16 @@ def test_device_is_described(metal: native.Runtime) -> None:
     assert (info.gpu_family, info.supports_bfloat, info.has_unified_memory) == (7, 1, 1)
     assert (info.max_threads_per_threadgroup, info.max_threadgroup_bytes) == (1024, 32768)
     assert info.max_buffer_bytes == 4 << 30
+    assert info.gpu_cores == 8
+
+
+@pytest.mark.parametrize("cores", ["", "unknown"])
+def test_a_gpu_whose_cores_are_unknown_is_described(cores: str) -> None:
+    """As where the registry of drivers has no such driver, or a driver without that property."""
+    code = "from tests.apple.metal import native; print(native.load().device_info().gpu_cores)"
+    environment = {**os.environ, "STANDIN_GPU_CORES": cores}
+    result = subprocess.run([sys.executable, "-c", code], cwd=native.ROOT, env=environment, capture_output=True)
+    assert result.stdout == b"0\n", result.stderr
 
 
 def test_null_pointers_are_refused(metal: native.Runtime) -> None:
@@ -138,9 +150,38 @@ def test_a_missing_function_names_those_there_are(metal: native.Runtime) -> None
     assert error.value.status == 2
 
 
+TOO_MUCH_THREADGROUP_MEMORY = "Threadgroup memory size (32772) exceeds the maximum threadgroup memory allowed (32768)"
+
+
+def test_a_pipeline_that_metal_refuses_keeps_its_words(metal: native.Runtime) -> None:
+    text = distinct()
+    metal.standin.standin_refuse_next_pipeline(TOO_MUCH_THREADGROUP_MEMORY.encode())
+    with pytest.raises(
+        native.MetalError, match=r"kernel 'scale' did not become a pipeline:\nThreadgroup .*32772"
+    ) as error:
+        metal.kernel(text, "scale")
+    assert error.value.status == 2
+    assert metal.kernel(text, "scale") > 0
+
+
 def test_a_text_and_function_keep_their_number(metal: native.Runtime) -> None:
     text = distinct()
     assert metal.kernel(text, "scale") == metal.kernel(text, "scale") != metal.kernel(distinct(), "scale")
+
+
+def test_a_number_is_good_until_it_was_released_as_often_as_asked_for(metal: native.Runtime) -> None:
+    text = distinct()
+    number = metal.kernel(text, "scale")
+    assert metal.kernel(text, "scale") == number
+    metal.configure(most_pipelines=1)
+    for _ in range(2):
+        metal.kernel_limits(number)
+        metal.kernel(distinct(), "scale")  # the other pipeline makes way
+        metal.release_kernel(number)
+    for use in (metal.kernel_limits, metal.release_kernel):
+        with pytest.raises(native.MetalError, match=f"no kernel number {number}"):
+            use(number)
+    assert metal.kernel(text, "scale") > number
 
 
 def test_limits_are_the_pipelines(metal: native.Runtime) -> None:

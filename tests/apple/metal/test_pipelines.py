@@ -29,7 +29,9 @@ runtime.simulate(False)
 runtime.configure(Path(sys.argv[1]), sys.argv[2])
 for text in json.loads(sys.argv[3]):
     runtime.kernel(text, "scale")
-print(json.dumps({**runtime.counts(), **runtime.stats()}))
+counts, stats = runtime.counts(), runtime.stats()
+assert counts["libraries"] == stats["libraries"], (counts, stats)
+print(json.dumps({**counts, **stats}))
 """
 
 
@@ -135,6 +137,7 @@ def test_a_second_process_compiles_nothing(archives: Path, metal: native.Runtime
     there = _elsewhere(archives, texts)
     assert (there["archive_hits"], there["compiled"], there["archive_repairs"]) == (2, 0, 0)
     assert (there["pipelines_loaded"], there["pipelines_compiled"]) == (2, 0)
+    assert there["libraries"] == 2  # Metal parses the texts nevertheless, and the counter says so
 
 
 @pytest.mark.parametrize(

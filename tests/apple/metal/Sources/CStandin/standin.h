@@ -41,6 +41,13 @@ void standin_set_executor(const StandinExecutor* executor);
 /* 0: dispatches are checked and then dropped, so that the cost of encoding can be timed. */
 void standin_set_execution(int32_t on);
 
+/* An encoder that takes every call and does nothing; goes with standin_release. */
+void* standin_make_idle_encoder(void);
+
+/* Makes the next pipeline fail with those words, as Metal does where a kernel cannot be compiled for the GPU: with too
+ * much threadgroup memory, for example, of which the simulator learns only when the kernel runs. */
+void standin_refuse_next_pipeline(const char* words);
+
 void standin_counts(StandinCounts* counts);
 
 /* The oldest validation failure that was not taken yet, or null; valid until the thread's next call. */

@@ -97,6 +97,16 @@ public func standinSetExecutor(_ executor: UnsafePointer<StandinExecutor>?) {
 @_cdecl("standin_set_execution")
 public func standinSetExecution(_ on: Int32) { Executor.shared.setExecution(on != 0) }
 
+@_cdecl("standin_make_idle_encoder")
+public func standinMakeIdleEncoder() -> UnsafeMutableRawPointer {
+    Unmanaged.passRetained(IdleComputeEncoder()).toOpaque()
+}
+
+@_cdecl("standin_refuse_next_pipeline")
+public func standinRefuseNextPipeline(_ words: UnsafePointer<CChar>) {
+    Executor.shared.refuseNextBuild(String(cString: words))
+}
+
 @_cdecl("standin_counts")
 public func standinCounts(_ counts: UnsafeMutablePointer<StandinCounts>) { counts.pointee = Counts.shared.snapshot }
 

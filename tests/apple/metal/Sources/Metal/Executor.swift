@@ -23,8 +23,11 @@ final class Executor {
     private let lock = NSLock()
     private var table: StandinExecutor?
     private(set) var executes = true
+    /// Why the next kernel is not to be built, where a test planted that.
+    private var refusal: String?
 
     func install(_ table: StandinExecutor?) { lock.withLock { self.table = table } }
+    func refuseNextBuild(_ words: String) { lock.withLock { refusal = words } }
     func setExecution(_ on: Bool) { lock.withLock { executes = on } }
 
     func translate(_ source: String) throws -> (library: Int64, kernels: [KernelDescription]) {
@@ -38,6 +41,13 @@ final class Executor {
 
     /// Returns 0 where nothing can run.
     func build(_ library: Int64, _ function: String) throws -> Int64 {
+        let planted = lock.withLock {
+            defer { refusal = nil }
+            return refusal
+        }
+        if let planted {
+            throw failure(MTLLibraryErrorDomain, MTLLibraryError.Code.internal.rawValue, planted)
+        }
         guard let table = lock.withLock({ table }), library > 0 else { return 0 }
         let (kernel, reply) = Self.call { table.build(library, function, $0, $1) }
         guard kernel > 0 else {
