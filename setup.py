@@ -79,8 +79,19 @@ def run(*command: str) -> str:
     return result.stdout.strip()
 
 
+def require_command_line_tools() -> None:
+    """Raises `CompileError` on a Mac without Apple's tools, whose mere call would open a dialog that installs them."""
+    try:
+        run("xcode-select", "--print-path")
+    except CompileError as error:
+        raise CompileError("Apple's Command Line Tools are missing; xcode-select --install brings them") from error
+
+
 class BuildExtensions(build_ext):  # type: ignore[misc]
     def build_extension(self, ext: Extension) -> None:
+        own_compiler = "CC" in os.environ and "CXX" in os.environ
+        if sys.platform == "darwin" and (ext.name == METAL or not own_compiler):
+            require_command_line_tools()
         if ext.name == METAL:
             self._prepare_metal(ext)
         super().build_extension(ext)

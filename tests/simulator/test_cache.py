@@ -16,6 +16,7 @@ import torch
 from mps_flash_attn import CacheError, CompilerNotFoundError
 from mps_flash_attn.runtime import simulator
 from mps_flash_attn.runtime.cache import Cache, content_key
+from mps_flash_attn.runtime.translation import host_compiler
 from mps_flash_attn.runtime.translation.host_compiler import find_compiler
 
 KERNEL = "kernel void add(device float* x, uint i [[thread_position_in_grid]]) { x[i] += 3; }"
@@ -154,6 +155,35 @@ def test_a_missing_compiler_is_told_with_how_to_get_one(folder: Path, monkeypatc
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(CompilerNotFoundError, match=r"looked for g\+\+ and clang\+\+ in PATH.*apt-get install g\+\+"):
         simulator.compile_shader(KERNEL)
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_mac_without_apples_tools_is_asked_nothing(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in /usr/bin there opens a dialog when it is run."""
+    monkeypatch.delenv("MPS_FLASH_ATTN_CXX", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    select, ran = tmp_path / "xcode-select", []
+    select.write_text(f"#!/bin/sh\nexit {status}\n")
+    select.chmod(0o755)
+    run = subprocess.run
+    monkeypatch.setattr(host_compiler, "_XCODE_SELECT", str(select))
+    monkeypatch.setattr(host_compiler.sys, "platform", "darwin")
+    monkeypatch.setattr(host_compiler.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(
+        host_compiler.subprocess, "run", lambda command, **o: ran.append(command[0]) or run(command, **o)
+    )
+    host_compiler._find_compiler.cache_clear()
+    try:
+        if status == 0:
+            assert host_compiler.find_compiler().command == ("g++",)
+        else:
+            with pytest.raises(CompilerNotFoundError, match="xcode-select --install"):
+                host_compiler.find_compiler()
+            assert set(ran) == {str(select)}
+    finally:
+        host_compiler._find_compiler.cache_clear()
 
 
 def test_a_requested_compiler_that_is_missing_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...errors import CompilerNotFoundError
 
@@ -16,6 +18,7 @@ __all__ = ["Compiler", "find_compiler"]
 
 _COMPILER_VARIABLES = ("MPS_FLASH_ATTN_CXX", "CXX")
 _COMPILER_NAMES = ("g++", "clang++")
+_XCODE_SELECT = "/usr/bin/xcode-select"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def find_compiler() -> Compiler:
 def _find_compiler(environment: tuple[str, ...]) -> Compiler:
     requested = next((value for value in environment[: len(_COMPILER_VARIABLES)] if value.strip()), None)
     for command in [shlex.split(requested)] if requested else [[name] for name in _COMPILER_NAMES]:
-        if shutil.which(command[0]) is not None:
+        program = shutil.which(command[0])
+        if program is not None and not _would_open_installer(program):
             version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
             if version.returncode == 0:
                 return Compiler(tuple(command), version.stdout)
@@ -72,5 +76,12 @@ def _find_compiler(environment: tuple[str, ...]) -> Compiler:
             else f"no C++ compiler found: looked for {' and '.join(_COMPILER_NAMES)} in PATH ({variables} are not set)"
         )
         + "; kernels are preprocessed, and for the simulator compiled, with g++ 12 or clang 14 or newer: on Debian or "
-        "Ubuntu, `sudo apt-get install g++`"
+        "Ubuntu, `sudo apt-get install g++`; on a Mac, `xcode-select --install`"
     )
+
+
+def _would_open_installer(program: str) -> bool:
+    """Whether this is a Mac without Apple's tools, where the programs in /usr/bin open a dialog that installs them."""
+    if sys.platform != "darwin" or Path(program).parent != Path("/usr/bin"):
+        return False
+    return subprocess.run([_XCODE_SELECT, "--print-path"], capture_output=True, check=False).returncode != 0
