@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from ..errors import UnsupportedError
 from .dtypes import ELEMENTS
 
-__all__ = ["require_dim", "require_match", "require_number", "require_shape", "require_tensor"]
+__all__ = [
+    "derivatives_supported",
+    "refuse_second_derivatives",
+    "require_dim",
+    "require_match",
+    "require_number",
+    "require_reverse_mode",
+    "require_shape",
+    "require_tensor",
+]
 
 _FLOATING = "float32, float16, bfloat16, or float64 on the simulator"
+_VMAP = torch._C._functorch.TransformType.Vmap
 
 
 def require_tensor(
@@ -82,3 +95,37 @@ def require_number(name: str, value: object, *, least: float | None = None) -> f
     if not -torch.inf < value < torch.inf or (least is not None and value < least):
         raise ValueError(f"{name} is {value}; accepted are finite numbers{'' if least is None else f' from {least}'}")
     return float(value)
+
+
+def derivatives_supported() -> bool:
+    """False inside forward-mode differentiation and the transforms of ``torch.func`` other than ``vmap``.
+
+    There PyTorch would take the result of a custom operator for a constant.
+    """
+    if forward_ad._current_level >= 0:
+        return False
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return True
+    return all(layer.key() == _VMAP for layer in torch._C._functorch.get_interpreter_stack())
+
+
+def require_reverse_mode(operation: str) -> None:
+    """Differentiation that reaches the operation's backward operator, or none.
+
+    Raises:
+        UnsupportedError: any other.
+    """
+    if not derivatives_supported():
+        raise UnsupportedError(
+            f"forward-mode differentiation and torch.func gradients of {operation} are not supported; accepted are "
+            "torch.autograd.grad and backward()"
+        )
+
+
+def refuse_second_derivatives(operator: str, operation: str) -> None:
+    """Has the gradient of a backward operator, ``mps_flash_attn::<operator>``, raise an `UnsupportedError`."""
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise UnsupportedError(f"second derivatives of {operation} are not supported; accepted are first derivatives")
+
+    torch.library.register_autograd(f"mps_flash_attn::{operator}", refuse)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
+from mps_flash_attn import UnsupportedError
 from mps_flash_attn.ops import calls, checks
 from mps_flash_attn.ops.strides import coalesce
 
@@ -93,3 +95,12 @@ def test_good_arguments_pass() -> None:
     assert checks.require_dim("dim", -1, 3) == 2
     assert checks.require_dim("dim", -1, 0) == 0
     assert checks.require_number("eps", 1, least=1) == 1.0
+
+
+def test_other_differentiation_than_backward_is_refused() -> None:
+    checks.require_reverse_mode("softmax")
+    torch.vmap(lambda x: (checks.require_reverse_mode("softmax"), x)[1])(X)
+    with pytest.raises(UnsupportedError, match=r"forward-mode differentiation and torch\.func gradients of softmax"):
+        torch.func.grad(lambda x: (checks.require_reverse_mode("softmax"), x.sum())[1])(X)
+    with pytest.raises(UnsupportedError, match="of softmax"), forward_ad.dual_level():
+        checks.require_reverse_mode("softmax")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ...errors import UnsupportedError
+from ..checks import derivatives_supported
 from .plan import MAX_HEAD_SIZE
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _DTYPE_NAMES = "float32, float16, bfloat16, or float64 on the simulator"
 _AUTOCAST_DEVICES = frozenset(("cpu", "cuda", "mps"))
-_VMAP = torch._C._functorch.TransformType.Vmap
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def is_direct(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bo
         and device == value.device
         and query.layout is key.layout is value.layout is torch.strided
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
-        and _derivatives_supported()
+        and derivatives_supported()
         and autocast_dtype(device.type) is None
     )
 
@@ -76,15 +75,6 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
     if device_type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
-
-
-def _derivatives_supported() -> bool:
-    """False inside forward-mode differentiation and the transforms of ``torch.func`` other than ``vmap``."""
-    if forward_ad._current_level >= 0:
-        return False
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
-        return True
-    return all(layer.key() == _VMAP for layer in torch._C._functorch.get_interpreter_stack())
 
 
 def refuse_kinds(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
@@ -106,7 +96,7 @@ def refuse_kinds(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
                 "fewer than two dimensions",
                 ValueError(f"{name} has shape {list(operand.shape)}; accepted are two dimensions or more: [..., L, D]"),
             )
-    if not _derivatives_supported():
+    if not derivatives_supported():
         return Refusal(
             "forward-mode or torch.func differentiation",
             UnsupportedError(
