@@ -405,9 +405,6 @@ PYBIND11_MODULE(_metal, module) {
             if (exception) std::rethrow_exception(exception);
         } catch (const MetalError& error) {
             raise(error.status, error.what());
-        } catch (const c10::OutOfMemoryError& error) {
-            const py::object type = py::module_::import("torch").attr("OutOfMemoryError");
-            PyErr_SetString(type.ptr(), error.what_without_backtrace());
         } catch (const c10::Error& error) {
             raise(MFA_LAUNCH, error.what_without_backtrace());
         }

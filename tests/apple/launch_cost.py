@@ -5,10 +5,10 @@ Run it in the root that has the stand-in for Metal::
     tests/apple/in_root.sh .venv/bin/python -m tests.apple.launch_cost
 
 Nothing is executed, so these are costs of the CPU alone. Three things are not in the figures, because they exist on
-macOS alone: Metal's own encoding, in whose place the stand-in checks every call; PyTorch's allocator, in whose place the
-pretend device maps pages anew; and for ``torch_mps`` PyTorch's half of ``torch.mps.compile_shader``. In the place of the
-last stands the launch of the extension, which does the same: arguments, queue, encoder, dispatch. That is a model of
-it, not a measurement.
+macOS alone: Metal's own encoding, in whose place the stand-in checks every call; PyTorch's allocator, in whose place
+the pretend device maps pages anew; and for ``torch_mps`` PyTorch's half of ``torch.mps.compile_shader``. In the place
+of the last stands the launch of the extension, which does the same: arguments, queue, encoder, dispatch. That is a
+model of it, not a measurement.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from mps_flash_attn import errors, flash_attention
+from mps_flash_attn.ops import calls
 from mps_flash_attn.runtime import base, metal
 
 from . import launch_cost, mps
@@ -161,13 +162,29 @@ def test_bfloat16_is_refused_where_the_system_has_none(tmp_path: Path) -> None:
 
 
 def test_running_out_of_memory_loses_nothing(seed: int) -> None:
-    query = torch.randn(1, 2, 64, 32, device="mps")
-    expected = flash_attention(query, query, query).cpu()
-    mps.limit_memory(0)
-    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
-        flash_attention(query, query, query)
-    mps.limit_memory()
-    assert torch.equal(flash_attention(query, query, query).cpu(), expected)
+    query = torch.randn(1, 2, 64, 32, device="mps", requires_grad=True)
+
+    def step() -> list[torch.Tensor]:
+        out = flash_attention(query, query, query)
+        (gradient,) = torch.autograd.grad(out.sum(), query)
+        return [out.detach().cpu(), gradient.cpu()]
+
+    def fail_at(bytes_: int) -> None:
+        mps.limit_memory(torch.mps.current_allocated_memory() + bytes_)
+        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+            step()
+        mps.limit_memory()
+
+    of_out = query.numel() * query.element_size()
+    for bytes_ in (0, of_out, 3 * of_out):  # nothing prepared yet: no room for out, for lse, for gradients
+        calls.forget()
+        base.for_device.cache_clear()
+        metal.unavailable.cache_clear()  # so that the self-check runs out of memory first
+        fail_at(bytes_)
+    expected = step()
+    for bytes_ in (0, of_out, 3 * of_out):
+        fail_at(bytes_)
+        assert all(map(torch.equal, step(), expected))
 
 
 def test_compile_errors_keep_the_compilers_words() -> None:

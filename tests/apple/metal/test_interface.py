@@ -164,6 +164,14 @@ def test_a_pipeline_that_metal_refuses_keeps_its_words(metal: native.Runtime) ->
     assert metal.kernel(text, "scale") > 0
 
 
+def test_nothing_of_a_failure_is_kept(metal: native.Runtime) -> None:
+    kernels = metal.stats()["kernels"]
+    for source, function in ((distinct("kernel void k(nothing x) {}"), "k"), (distinct(), "scales")):
+        with pytest.raises(native.MetalError):
+            metal.kernel(source, function)
+    assert metal.stats()["kernels"] == kernels
+
+
 def test_a_text_and_function_keep_their_number(metal: native.Runtime) -> None:
     text = distinct()
     assert metal.kernel(text, "scale") == metal.kernel(text, "scale") != metal.kernel(distinct(), "scale")

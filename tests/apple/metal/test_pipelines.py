@@ -186,6 +186,30 @@ def test_a_damaged_archive_is_made_anew(archives: Path, metal: native.Runtime, d
     assert len(_files(archives)) == 1
 
 
+def _name_of(key: str, content: bytes) -> str:
+    """As the runtime names an archive: with FNV-1a of its content."""
+    hash_ = 0xCBF29CE484222325
+    for byte in content:
+        hash_ = (hash_ ^ byte) * 0x100000001B3 % 2**64
+    return f"{key}-{hash_:016x}.metalarchive"
+
+
+def test_an_archive_that_metal_refuses_is_made_anew(archives: Path, metal: native.Runtime) -> None:
+    """Whole, as it was written, but for a Metal of another kind."""
+    text = distinct()
+    metal.kernel(text, "scale")
+    (archive,) = _files(archives)
+    key = archive.name.partition("-")[0]
+    assert archive.name == _name_of(key, archive.read_bytes())
+    archive.unlink()
+    archive.with_name(_name_of(key, b"another form")).write_bytes(b"another form")
+    _forget(metal, archives)
+    with _changes(metal) as moved:
+        metal.kernel(text, "scale")
+    assert (moved["archives_rejected"], moved["archive_repairs"], moved["compiled"]) == (1, 1, 1)
+    assert _files(archives) == [archive]
+
+
 def test_an_archive_without_the_pipeline_is_made_anew(archives: Path, metal: native.Runtime) -> None:
     """As if two texts had the same hash: the archive is whole, but it is not for this kernel."""
     one, other = distinct(), distinct()
@@ -253,14 +277,17 @@ def test_a_folder_that_cannot_be_made_is_done_without(metal: native.Runtime, tmp
 
 
 def test_processes_may_race(tmp_path: Path) -> None:
-    texts = [distinct() for _ in range(3)]
-    processes = [_start(tmp_path, texts if i % 2 else texts[::-1]) for i in range(2)]
+    """Files stay half written for so long that the other process is bound to come across them."""
+    texts = [distinct() for _ in range(12)]
+    processes = [_start(tmp_path, texts, STANDIN_SLOW_WRITES="1") for _ in range(2)]
     counts = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     assert all(process.returncode == 0 for process in processes)
-    assert all(count["archive_repairs"] == 0 and count["compiled"] + count["archive_hits"] == 3 for count in counts)
+    for count in counts:
+        assert (count["archive_repairs"], count["archives_rejected"]) == (0, 0)
+        assert count["compiled"] + count["archive_hits"] == len(texts)
     assert not list(tmp_path.rglob("*.draft"))
     after = _elsewhere(tmp_path, texts)
-    assert (after["archive_hits"], after["compiled"], after["archive_repairs"]) == (3, 0, 0)
+    assert (after["archive_hits"], after["compiled"], after["archive_repairs"]) == (len(texts), 0, 0)
 
 
 def test_the_disk_is_bounded(metal: native.Runtime, tmp_path: Path) -> None:

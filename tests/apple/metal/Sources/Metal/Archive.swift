@@ -10,6 +10,8 @@ final class SimulatedArchive: NSObject, MTLBinaryArchive {
     }
 
     private static let mark = "simulated-metal-archive"
+    /// Leaves files half written for a while, as large ones are.
+    private static let writesSlowly = ProcessInfo.processInfo.environment["STANDIN_SLOW_WRITES"] != nil
 
     private let lock = NSLock()
     private var entries: Set<Entry> = []
@@ -41,7 +43,14 @@ final class SimulatedArchive: NSObject, MTLBinaryArchive {
 
     func serialize(to url: URL) throws {
         let body = try JSONEncoder().encode(lock.withLock { entries })
-        try (Data("\(Self.mark) \(body.count)\n".utf8) + body).write(to: url)
+        let content = Data("\(Self.mark) \(body.count)\n".utf8) + body
+        guard Self.writesSlowly else { return try content.write(to: url) }
+        try content.prefix(content.count / 2).write(to: url)
+        usleep(20_000)
+        let file = try FileHandle(forWritingTo: url)
+        defer { try? file.close() }
+        try file.seekToEnd()
+        try file.write(contentsOf: content.suffix(from: content.count / 2))
     }
 
     func holds(_ function: SimulatedFunction) -> Bool { lock.withLock { entries.contains(Self.entry(function)) } }
