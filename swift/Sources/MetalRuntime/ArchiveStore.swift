@@ -34,10 +34,13 @@ struct ArchiveStore {
     private static let fileExtension = "metalarchive"
     private static let secondsUntilAbandoned = 3600.0
 
-    init(top: URL, mostBytes: UInt64, device: MTLDevice, packageVersion: String) {
+    init(
+        top: URL, mostBytes: UInt64, device: MTLDevice, packageVersion: String,
+        systemBuild: String = operatingSystemBuild
+    ) {
         self.top = top
         self.mostBytes = mostBytes
-        let environment = [packageVersion, device.name, operatingSystemBuild]
+        let environment = [packageVersion, device.name, systemBuild]
         let readable = environment.joined(separator: "-").map { $0.isLetter || $0.isNumber || $0 == "." ? $0 : "-" }
         folder = top.appendingPathComponent(
             String(readable) + "-" + stableHash(environment.joined(separator: "\0").utf8), isDirectory: true)
