@@ -1,0 +1,402 @@
+"""The operators of normalisation in ``torch.ops.mps_flash_attn``: launches, fakes and autograd.
+
+``norm`` and ``add_norm`` normalise over the last ``dims`` dimensions. LayerNorm and RMSNorm differ in one argument,
+``centred``. Rows are read where they lie; a tensor whose rows are not contiguous is copied. Outputs are contiguous.
+A call that was made before with the same shapes and strides costs a dictionary look-up beyond its launches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import launch
+from ...errors import UnsupportedError
+from ...runtime.base import for_device
+from ..calls import PreparedCalls, address, geometry
+from ..dtypes import accumulator_dtype
+from ..strides import coalesce
+from . import plan
+
+__all__ = ["add_norm", "describe", "norm", "norm_backward", "norm_backward_parameters"]
+
+_ForwardCall = Callable[..., "tuple[Tensor, Tensor, Tensor]"]
+_BackwardCall = Callable[..., Tensor]
+
+_forward_calls = PreparedCalls[_ForwardCall]()
+_backward_calls = PreparedCalls[_BackwardCall]()
+_parameter_calls = PreparedCalls[_BackwardCall]()
+
+
+def _has_rows(tensor: Tensor, dims: int) -> bool:
+    """Whether the elements of each row are neighbours in memory."""
+    _, (stride,) = coalesce(tensor.shape[-dims:], tensor.stride()[-dims:])
+    return stride in ((), (1,))
+
+
+def _rows(tensors: dict[str, Tensor], dims: int) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    """The dimensions that rows are counted over, and each tensor's strides."""
+    lead = next(iter(tensors.values())).shape[:-dims]
+    sizes, strides = coalesce(lead, *(x.stride()[:-dims] for x in tensors.values()))
+    if not sizes:
+        sizes, strides = (1,), ((0,),) * len(strides)
+    return sizes, dict(zip(tensors, strides, strict=True))
+
+
+def _readable(tensors: dict[str, Tensor], dims: int) -> dict[str, Tensor]:
+    """The tensors as kernels can read them: copied only where rows are scattered or their order takes too many dims."""
+    if all(x.is_contiguous() for x in tensors.values()):
+        return tensors
+    tensors = {name: x if _has_rows(x, dims) else x.contiguous() for name, x in tensors.items()}
+    if len(_rows(tensors, dims)[0]) > plan.MAX_RANK:
+        return {name: x.contiguous() for name, x in tensors.items()}
+    return tensors
+
+
+def describe(
+    tensors: dict[str, Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: int,
+    *,
+    eps: float = 0.0,
+    centred: bool,
+    parameter: torch.dtype | None = None,
+) -> plan.Problem:
+    """The problem of a launch.
+
+    Args:
+        tensors: those of ``x residual dy dsum`` that are read, of one shape; the rows of each are contiguous.
+        weight, bias: contiguous, with as many elements as a row.
+        dims: of a row.
+        parameter: dtype of the gradients of weight and bias, where neither is read.
+    """
+    x = tensors["x"]
+    for name, tensor in tensors.items():
+        if tensor.shape != x.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted is that of x, {tuple(x.shape)}")
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}; accepted is x's {x.dtype} on {x.device}")
+    if not 1 <= dims <= x.dim():
+        raise ValueError(f"dims is {dims}; accepted are 1 to {x.dim()}")
+    columns = math.prod(x.shape[-dims:])
+    given = [p for p in (weight, bias) if p is not None]
+    for p in given:
+        if p.numel() != columns or p.device != x.device or p.dtype not in (x.dtype, accumulator_dtype(x.dtype)):
+            raise ValueError(
+                f"a parameter is {p.dtype} of {p.numel()} elements on {p.device}; accepted are {columns} of {x.dtype} "
+                f"or {accumulator_dtype(x.dtype)} on {x.device}"
+            )
+    if len({p.dtype for p in given}) == 2:
+        raise TypeError(f"weight is {given[0].dtype} and bias {given[1].dtype}; accepted is one dtype")
+    sizes, strides = _rows(tensors, dims)
+    steps = (s for stride in strides.values() for n, s in zip(sizes, stride, strict=True) if n > 1)
+    starts = (*(s * x.element_size() for s in (*steps, columns)), *map(address, (*tensors.values(), *given)))
+    return plan.Problem(
+        dtype=x.dtype,
+        parameter=given[0].dtype if given else parameter or x.dtype,
+        rows=math.prod(x.shape[:-dims]),
+        columns=columns,
+        centred=centred,
+        weight=weight is not None,
+        bias=bias is not None,
+        eps=eps,
+        row_sizes=sizes,
+        strides=tuple(strides.items()),
+        aligned=all(start % 16 == 0 for start in starts),
+    )
+
+
+def _prepare_forward(
+    tensors: dict[str, Tensor], weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
+) -> _ForwardCall:
+    x = tensors["x"]
+    runtime = for_device(x.device.type)
+    problem = describe(tensors, weight, bias, dims, eps=eps, centred=centred)
+    shape, dtype, device = tuple(x.shape), x.dtype, x.device
+    kept, kept_dtype = (1 + centred, problem.rows), accumulator_dtype(dtype)
+    bound = launch.bind(plan.forward(problem, runtime.CAPABILITIES), runtime) if x.numel() else None
+
+    def call(
+        x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y = launch.empty(shape, dtype, device, runtime)
+        total = y if residual is None else launch.empty(shape, dtype, device, runtime)
+        statistics = launch.empty(kept, kept_dtype, device, runtime)
+        if bound is None:
+            return y, total, statistics.zero_()
+        any_parameter = weight if weight is not None else bias if bias is not None else x
+        bound(
+            x,
+            x if residual is None else residual,
+            any_parameter if weight is None else weight,
+            any_parameter if bias is None else bias,
+            y,
+            total,
+            statistics,
+        )
+        return y, total, statistics
+
+    return call
+
+
+def _forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: int,
+    eps: float,
+    centred: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = _readable({"x": x} if residual is None else {"x": x, "residual": residual}, dims)
+    weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
+    others = tuple(None if p is None else geometry(p) for p in (tensors.get("residual"), weight, bias))
+    problem = (geometry(tensors["x"]), others, dims, eps, centred)
+    call = _forward_calls.get(problem)
+    if call is None:
+        call = _prepare_forward(tensors, weight, bias, dims, eps, centred)
+        _forward_calls[problem] = call
+    return call(tensors["x"], tensors.get("residual"), weight, bias)
+
+
+@torch.library.custom_op("mps_flash_attn::norm", mutates_args=())
+def norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm or RMSNorm.
+
+    Args:
+        input: of any shape.
+        weight, bias: as many elements as the last ``dims`` dimensions of the input, in its dtype, or in float32.
+        dims: dimensions, from the last, that the mean is taken over.
+        eps: added to the variance.
+        centred: LayerNorm; otherwise the mean counts as 0, which is RMSNorm.
+
+    Returns:
+        ``y`` of the input's shape, and ``statistics [2 or 1, rows]``: ``rstd`` and, if ``centred``, ``mean``, float32
+        (float64 for float64).
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not go together.
+        UnsupportedError: a problem that no plan serves.
+    """
+    y, _, statistics = _forward(input, None, weight, bias, dims, eps, centred)
+    return y, statistics
+
+
+@torch.library.custom_op("mps_flash_attn::add_norm", mutates_args=())
+def add_norm(
+    input: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`norm` of ``input + residual``, which is rounded to their dtype first.
+
+    Returns:
+        ``y``, the sum, and ``statistics`` as of `norm`.
+    """
+    return _forward(input, residual, weight, bias, dims, eps, centred)
+
+
+def _require_statistics(x: Tensor, statistics: Tensor, dims: int, centred: bool) -> None:
+    shape = (1 + centred, math.prod(x.shape[:-dims]))
+    if statistics.shape != shape or statistics.dtype != accumulator_dtype(x.dtype):
+        raise ValueError(
+            f"statistics is {statistics.dtype} of shape {tuple(statistics.shape)}; accepted is that of norm, {shape}"
+        )
+
+
+@torch.library.custom_op("mps_flash_attn::norm_backward", mutates_args=())
+def norm_backward(
+    grad: Tensor,
+    grad_sum: Tensor | None,
+    input: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    dims: int,
+    centred: bool,
+) -> Tensor:
+    """The gradient of what was normalised.
+
+    Args:
+        grad: of ``y``.
+        grad_sum: of the sum that `add_norm` returns; ``None`` for zeros.
+        input: of `norm`, or the sum that `add_norm` returned.
+        statistics: as the forward operator returned them.
+    """
+    _require_statistics(input, statistics, dims, centred)
+    tensors = {"x": input, "dy": grad} if grad_sum is None else {"x": input, "dy": grad, "dsum": grad_sum}
+    tensors = _readable(tensors, dims)
+    weight, statistics = None if weight is None else weight.contiguous(), statistics.contiguous()
+    weight_geometry = None if weight is None else geometry(weight)
+    problem = (*map(geometry, tensors.values()), weight_geometry, dims, centred)
+    call = _backward_calls.get(problem)
+    if call is None:
+        call = _prepare_backward(tensors, weight, dims, centred)
+        _backward_calls[problem] = call
+    return call(*tensors.values(), weight=weight, statistics=statistics)
+
+
+def _prepare_backward(tensors: dict[str, Tensor], weight: Tensor | None, dims: int, centred: bool) -> _BackwardCall:
+    x = tensors["x"]
+    runtime = for_device(x.device.type)
+    problem = describe(tensors, weight, None, dims, centred=centred)
+    shape, dtype, device = tuple(x.shape), x.dtype, x.device
+    bound = launch.bind(plan.backward(problem, runtime.CAPABILITIES), runtime) if x.numel() else None
+
+    def call(
+        x: Tensor, dy: Tensor, dsum: Tensor | None = None, *, weight: Tensor | None, statistics: Tensor
+    ) -> Tensor:
+        dx = launch.empty(shape, dtype, device, runtime)
+        if bound is not None:
+            bound(x, x if weight is None else weight, statistics, dy, dy if dsum is None else dsum, dx)
+        return dx
+
+    return call
+
+
+@torch.library.custom_op("mps_flash_attn::norm_backward_parameters", mutates_args=())
+def norm_backward_parameters(
+    grad: Tensor, input: Tensor, statistics: Tensor, dims: int, centred: bool, dtype: torch.dtype, bias: bool
+) -> Tensor:
+    """The gradients of weight and, if wanted, bias: ``[1 or 2, columns]`` in ``dtype``.
+
+    Sums over rows are kept in float32 (float64 for float64) and added in one order.
+    """
+    _require_statistics(input, statistics, dims, centred)
+    if dtype not in (input.dtype, accumulator_dtype(input.dtype)):
+        raise TypeError(f"dtype is {dtype}; accepted are {input.dtype} and {accumulator_dtype(input.dtype)}")
+    tensors, statistics = _readable({"x": input, "dy": grad}, dims), statistics.contiguous()
+    problem = (*map(geometry, tensors.values()), dims, centred, dtype, bias)
+    call = _parameter_calls.get(problem)
+    if call is None:
+        call = _prepare_parameters(tensors, dims, centred, dtype, bias)
+        _parameter_calls[problem] = call
+    return call(*tensors.values(), statistics)
+
+
+def _prepare_parameters(
+    tensors: dict[str, Tensor], dims: int, centred: bool, dtype: torch.dtype, bias: bool
+) -> _BackwardCall:
+    x = tensors["x"]
+    runtime, device = for_device(x.device.type), x.device
+    problem = describe(tensors, None, None, dims, centred=centred, parameter=dtype)
+    problem = dataclasses.replace(problem, bias=bias)
+    shape, blocks = (1 + bias, problem.columns), plan.parameter_blocks(problem)[0]
+    partial_shape, partial_dtype = (1 + bias, blocks, problem.columns), accumulator_dtype(x.dtype)
+    bound = None
+    if x.numel():
+        first, second = plan.parameters(problem, runtime.CAPABILITIES)
+        bound = launch.bind(first, runtime), launch.bind(second, runtime)
+
+    def call(x: Tensor, dy: Tensor, statistics: Tensor) -> Tensor:
+        gradients = launch.empty(shape, dtype, device, runtime)
+        if bound is None:
+            return gradients.zero_()
+        partials = launch.empty(partial_shape, partial_dtype, device, runtime)
+        bound[0](x, statistics, dy, partials)
+        bound[1](partials, gradients)
+        return gradients
+
+    return call
+
+
+@norm.register_fake
+def _(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
+) -> tuple[Tensor, Tensor]:
+    rows = math.prod(input.shape[: input.dim() - dims])
+    return input.new_empty(input.shape), input.new_empty((1 + centred, rows), dtype=accumulator_dtype(input.dtype))
+
+
+@add_norm.register_fake
+def _(
+    input: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = math.prod(input.shape[: input.dim() - dims])
+    statistics = input.new_empty((1 + centred, rows), dtype=accumulator_dtype(input.dtype))
+    return input.new_empty(input.shape), input.new_empty(input.shape), statistics
+
+
+@norm_backward.register_fake
+def _(
+    grad: Tensor,
+    grad_sum: Tensor | None,
+    input: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    dims: int,
+    centred: bool,
+) -> Tensor:
+    return input.new_empty(input.shape)
+
+
+@norm_backward_parameters.register_fake
+def _(
+    grad: Tensor, input: Tensor, statistics: Tensor, dims: int, centred: bool, dtype: torch.dtype, bias: bool
+) -> Tensor:
+    return input.new_empty((1 + bias, math.prod(input.shape[input.dim() - dims :])), dtype=dtype)
+
+
+def _save(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor) -> None:
+    ctx.shapes = tuple(None if p is None else p.shape for p in (weight, bias))
+    ctx.dtype = next((p.dtype for p in (weight, bias) if p is not None), None)
+    ctx.mark_non_differentiable(statistics)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, statistics)
+
+
+def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, ctx.dims, _, ctx.centred = inputs
+    _save(ctx, x, weight, bias, output[1])
+
+
+def _save_add_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, weight, bias, ctx.dims, _, ctx.centred = inputs
+    _save(ctx, output[1], weight, bias, output[2])
+
+
+def _gradients(
+    ctx: Any, grad: Tensor | None, grad_sum: Tensor | None, x_wanted: bool, weight_wanted: bool, bias_wanted: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of what was normalised, of weight and of bias."""
+    x, weight, statistics = ctx.saved_tensors
+    if grad is None:
+        return grad_sum, None, None
+    dx = dweight = dbias = None
+    if x_wanted:
+        dx = torch.ops.mps_flash_attn.norm_backward(grad, grad_sum, x, weight, statistics, ctx.dims, ctx.centred)
+    if weight_wanted or bias_wanted:
+        sums = torch.ops.mps_flash_attn.norm_backward_parameters(
+            grad, x, statistics, ctx.dims, ctx.centred, ctx.dtype, bias_wanted
+        )
+        dweight = sums[0].view(ctx.shapes[0]) if weight_wanted else None
+        dbias = sums[1].view(ctx.shapes[1]) if bias_wanted else None
+    return dx, dweight, dbias
+
+
+def _norm_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    return *_gradients(ctx, grad, None, *ctx.needs_input_grad[:3]), None, None, None
+
+
+def _add_norm_backward(ctx: Any, grad: Tensor | None, grad_sum: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    x_wanted, residual_wanted, *parameters_wanted = ctx.needs_input_grad[:4]
+    dx, dweight, dbias = _gradients(ctx, grad, grad_sum, x_wanted or residual_wanted, *parameters_wanted)
+    return dx, dx, dweight, dbias, None, None, None
+
+
+def _refuse_second_derivatives(ctx: Any, *grads: Tensor) -> None:
+    raise UnsupportedError(
+        "second derivatives of normalisation are not supported; accepted are first derivatives. PyTorch's own "
+        "layer_norm and rms_norm have them"
+    )
+
+
+norm.register_autograd(_norm_backward, setup_context=_save_norm)
+add_norm.register_autograd(_add_norm_backward, setup_context=_save_add_norm)
+norm_backward.register_autograd(_refuse_second_derivatives)
+norm_backward_parameters.register_autograd(_refuse_second_derivatives)
