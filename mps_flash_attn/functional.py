@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .ops.attention.api import flash_attention
+from .ops.norm.api import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 
-__all__ = ["flash_attention"]
+__all__ = ["add_layer_norm", "add_rms_norm", "flash_attention", "layer_norm", "rms_norm"]

@@ -1,4 +1,5 @@
-// What a lane moves at once: a pack of PACK elements, which is 16 bytes, or a single element where rows are not aligned.
+// What a lane moves at once: a pack of PACK elements, which is 16 bytes, or a single element where rows are not
+// aligned.
 //
 // Define: PACK, 1 or CHUNK_ELEMENTS. Other types may share its packs: they then take as many chunks as they need.
 #pragma once

@@ -1,22 +1,19 @@
 """`layer_norm`, `rms_norm` and their forms with a residual: checks in front of the operators of normalisation."""
 
+# ruff: noqa: A002 -- `input` is what PyTorch calls it
+
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..checks import require_match, require_number, require_shape, require_tensor
+from ..checks import require_match, require_number, require_reverse_mode, require_shape, require_tensor
 from ..dtypes import accumulator_dtype
-from . import function  # defines the operators
+from .function import add_norm, norm
 
 __all__ = ["add_layer_norm", "add_rms_norm", "layer_norm", "rms_norm"]
-
-assert function
-_norm = torch.ops.mps_flash_attn.norm.default
-_add_norm = torch.ops.mps_flash_attn.add_norm.default
 
 
 def layer_norm(
@@ -45,7 +42,8 @@ def layer_norm(
     Raises:
         TypeError: an argument has the wrong type, or a tensor a dtype that does not go with the others.
         ValueError: shapes, devices or values that contradict each other.
-        UnsupportedError: second derivatives. It is a ``ValueError``.
+        UnsupportedError: second derivatives, forward-mode differentiation, ``torch.func`` gradients. It is a
+            ``ValueError``.
 
     Numerics:
         Statistics and sums are kept in float32 (float64 for float64); gradients are deterministic.
@@ -62,8 +60,7 @@ def layer_norm(
         True
     """
     x, _, weight, bias, dims = _arguments(input, None, normalized_shape, weight, bias)
-    y: Tensor = _norm(x, weight, bias, dims, require_number("eps", eps, least=0), True)[0]
-    return y
+    return norm(x, weight, bias, dims, require_number("eps", eps, least=0), True)[0]
 
 
 def rms_norm(
@@ -87,8 +84,7 @@ def rms_norm(
         TypeError, ValueError, UnsupportedError: as for `layer_norm`.
     """
     x, _, weight, _, dims = _arguments(input, None, normalized_shape, weight, None)
-    y: Tensor = _norm(x, weight, None, dims, _rms_eps(eps, x), False)[0]
-    return y
+    return norm(x, weight, None, dims, _rms_eps(eps, x), False)[0]
 
 
 def add_layer_norm(
@@ -115,7 +111,7 @@ def add_layer_norm(
         TypeError, ValueError, UnsupportedError: as for `layer_norm`.
     """
     x, added, weight, bias, dims = _arguments(input, residual, normalized_shape, weight, bias)
-    y, total, _ = _add_norm(x, added, weight, bias, dims, require_number("eps", eps, least=0), True)
+    y, total, _ = add_norm(x, added, weight, bias, dims, require_number("eps", eps, least=0), True)
     return y, total
 
 
@@ -132,7 +128,7 @@ def add_rms_norm(
         The normalised sum, and the sum.
     """
     x, added, weight, _, dims = _arguments(input, residual, normalized_shape, weight, None)
-    y, total, _ = _add_norm(x, added, weight, None, dims, _rms_eps(eps, x), False)
+    y, total, _ = add_norm(x, added, weight, None, dims, _rms_eps(eps, x), False)
     return y, total
 
 
@@ -148,14 +144,14 @@ def _arguments(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
     """The tensors as the operators take them, parameters with one dimension, and how many dimensions a row has."""
+    require_reverse_mode("normalisation")
     require_tensor("input", input)
     if residual is not None:
         require_tensor("residual", residual)
         require_match("residual", residual, "input", input)
         require_shape("residual", residual, tuple(input.shape), "that of input")
     shape = _row_shape(input, normalized_shape)
-    first = "weight", weight
-    for name, parameter in (first, ("bias", bias)):
+    for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is None:
             continue
         require_tensor(name, parameter)
@@ -193,9 +189,11 @@ def _row_shape(input: Tensor, normalized_shape: Sequence[int]) -> tuple[int, ...
     return shape
 
 
+def _computes_in_float32(device_type: str) -> bool:
+    """Whether autocast is on and PyTorch has it compute `layer_norm` in float32 there: not on the CPU."""
+    return device_type in ("cuda", "mps") and torch.is_autocast_enabled(device_type)
+
+
 def _autocast(tensor: Tensor) -> Tensor:
-    """In float32 where autocast is on and has `layer_norm` among what it computes so: everywhere but on the CPU."""
-    device = tensor.device.type
-    if device == "cpu" or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return tensor
-    return tensor.float()
+    """The tensor as autocast wants it; PyTorch's rule: float64 stays."""
+    return tensor.float() if tensor.dtype != torch.float64 and _computes_in_float32(tensor.device.type) else tensor

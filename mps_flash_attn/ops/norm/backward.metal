@@ -1,8 +1,8 @@
 // dx = rstd (g - mean(g) - xhat mean(g xhat)) + dsum with g = dy weight and xhat = (x - mean) rstd; for RMSNorm without
 // mean(g). README.md derives it.
 //
-// Grid as in forward.metal. Defines: WEIGHT, 1 where given; SUM_GRADIENT, 1 when the sum of x and residual has a gradient
-// of its own, dsum.
+// Grid as in forward.metal. Defines: WEIGHT, 1 where given; SUM_GRADIENT, 1 when the sum of x and residual has a
+// gradient of its own, dsum.
 #include "ops/norm/args.h"
 #include "ops/norm/row.h"
 

@@ -27,7 +27,8 @@ kernel void norm_backward_parameters(const device element* x [[buffer(0)]],
         if (!inside) continue;
         const accum rstd = statistics[row], mean = CENTRED ? statistics[args.rows + row] : 0;
         const Pack<element> values = load_pack(x + offset_of<ROW_RANK>(row, args.row_sizes, args.x_stride) + column);
-        const Pack<element> gradient = load_pack(dy + offset_of<ROW_RANK>(row, args.row_sizes, args.dy_stride) + column);
+        const Pack<element> gradient =
+            load_pack(dy + offset_of<ROW_RANK>(row, args.row_sizes, args.dy_stride) + column);
         for (short i = 0; i < PACK; i++) {
             sums[0][i] += accum(gradient.at[i]) * ((accum(values.at[i]) - mean) * rstd);
             sums[1][i] += accum(gradient.at[i]);

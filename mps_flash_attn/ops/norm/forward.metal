@@ -1,17 +1,17 @@
-// y = (x - mean) rstd weight + bias for each row, with rstd = 1 / sqrt(variance + eps): LayerNorm (Ba, Kiros and Hinton,
-// arXiv:1607.06450), or without mean and bias RMSNorm (Zhang and Sennrich, arXiv:1910.07467). Mean and variance come out
-// of one pass, by Welford's recurrence over packs and the merge of moments.h between threads.
+// y = (x - mean) rstd weight + bias for each row, with rstd = 1 / sqrt(variance + eps): LayerNorm (Ba, Kiros and
+// Hinton, arXiv:1607.06450), or without mean and bias RMSNorm (Zhang and Sennrich, arXiv:1910.07467). Mean and variance
+// come out of one pass, by Welford's recurrence over packs and the merge of moments.h between threads.
 //
 // Grid: ceil(rows / ROWS) threadgroups of THREADS threads, a team of ROW_THREADS for each row. Defines: RESIDUAL, 1 to
-// normalise x + residual and write that sum too; WEIGHT and BIAS, 1 where given; ROW_RANK, dimensions that rows are counted
-// over.
+// normalise x + residual and write that sum too; WEIGHT and BIAS, 1 where given; ROW_RANK, dimensions that rows are
+// counted over.
 #include "ops/norm/args.h"
 #include "ops/norm/moments.h"
 #include "ops/norm/row.h"
 
 kernel void norm_forward(const device element* x [[buffer(0)]], const device element* residual [[buffer(1)]],
                          const device parameter* weight [[buffer(2)]], const device parameter* bias [[buffer(3)]],
-                         device element* y [[buffer(4)]], device element* sum [[buffer(5)]],
+                         device element* sum [[buffer(4)]], device element* y [[buffer(5)]],
                          device accum* statistics [[buffer(6)]], constant NormArgs& args [[buffer(7)]],
                          uint group [[threadgroup_position_in_grid]],
                          ushort thread_index [[thread_index_in_threadgroup]],

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ... import launch
-from ...errors import UnsupportedError
 from ...runtime.base import for_device
 from ..calls import PreparedCalls, address, geometry
+from ..checks import refuse_second_derivatives
 from ..dtypes import accumulator_dtype
 from ..strides import coalesce
 from . import plan
@@ -33,6 +33,18 @@ _backward_calls = PreparedCalls[_BackwardCall]()
 _parameter_calls = PreparedCalls[_BackwardCall]()
 
 
+def _require_alike(tensors: dict[str, Tensor]) -> None:
+    """One shape, dtype and device."""
+    first, x = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.shape != x.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted is that of {first}, {tuple(x.shape)}")
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise TypeError(
+                f"{name} is {tensor.dtype} on {tensor.device}; accepted is {first}'s {x.dtype} on {x.device}"
+            )
+
+
 def _has_rows(tensor: Tensor, dims: int) -> bool:
     """Whether the elements of each row are neighbours in memory."""
     _, (stride,) = coalesce(tensor.shape[-dims:], tensor.stride()[-dims:])
@@ -40,11 +52,11 @@ def _has_rows(tensor: Tensor, dims: int) -> bool:
 
 
 def _rows(tensors: dict[str, Tensor], dims: int) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
-    """The dimensions that rows are counted over, and each tensor's strides."""
+    """The dimensions that rows are counted over, one or `plan.MAX_RANK` where they suffice, and each one's strides."""
     lead = next(iter(tensors.values())).shape[:-dims]
     sizes, strides = coalesce(lead, *(x.stride()[:-dims] for x in tensors.values()))
-    if not sizes:
-        sizes, strides = (1,), ((0,),) * len(strides)
+    missing = 0 if len(sizes) > plan.MAX_RANK else (1 if len(sizes) <= 1 else plan.MAX_RANK) - len(sizes)
+    sizes, strides = (*(1,) * missing, *sizes), tuple((*(0,) * missing, *stride) for stride in strides)
     return sizes, dict(zip(tensors, strides, strict=True))
 
 
@@ -52,6 +64,7 @@ def _readable(tensors: dict[str, Tensor], dims: int) -> dict[str, Tensor]:
     """The tensors as kernels can read them: copied only where rows are scattered or their order takes too many dims."""
     if all(x.is_contiguous() for x in tensors.values()):
         return tensors
+    _require_alike(tensors)
     tensors = {name: x if _has_rows(x, dims) else x.contiguous() for name, x in tensors.items()}
     if len(_rows(tensors, dims)[0]) > plan.MAX_RANK:
         return {name: x.contiguous() for name, x in tensors.items()}
@@ -77,11 +90,7 @@ def describe(
         parameter: dtype of the gradients of weight and bias, where neither is read.
     """
     x = tensors["x"]
-    for name, tensor in tensors.items():
-        if tensor.shape != x.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted is that of x, {tuple(x.shape)}")
-        if tensor.dtype != x.dtype or tensor.device != x.device:
-            raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}; accepted is x's {x.dtype} on {x.device}")
+    _require_alike(tensors)
     if not 1 <= dims <= x.dim():
         raise ValueError(f"dims is {dims}; accepted are 1 to {x.dim()}")
     columns = math.prod(x.shape[-dims:])
@@ -136,8 +145,8 @@ def _prepare_forward(
             x if residual is None else residual,
             any_parameter if weight is None else weight,
             any_parameter if bias is None else bias,
-            y,
             total,
+            y,
             statistics,
         )
         return y, total, statistics
@@ -167,39 +176,39 @@ def _forward(
 
 @torch.library.custom_op("mps_flash_attn::norm", mutates_args=())
 def norm(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm or RMSNorm.
 
     Args:
-        input: of any shape.
-        weight, bias: as many elements as the last ``dims`` dimensions of the input, in its dtype, or in float32.
+        x: of any shape.
+        weight, bias: as many elements as the last ``dims`` dimensions of ``x``, in its dtype, or in float32.
         dims: dimensions, from the last, that the mean is taken over.
         eps: added to the variance.
         centred: LayerNorm; otherwise the mean counts as 0, which is RMSNorm.
 
     Returns:
-        ``y`` of the input's shape, and ``statistics [2 or 1, rows]``: ``rstd`` and, if ``centred``, ``mean``, float32
+        ``y`` of the shape of ``x``, and ``statistics [2 or 1, rows]``: ``rstd`` and, if ``centred``, ``mean``, float32
         (float64 for float64).
 
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
         UnsupportedError: a problem that no plan serves.
     """
-    y, _, statistics = _forward(input, None, weight, bias, dims, eps, centred)
+    y, _, statistics = _forward(x, None, weight, bias, dims, eps, centred)
     return y, statistics
 
 
 @torch.library.custom_op("mps_flash_attn::add_norm", mutates_args=())
 def add_norm(
-    input: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`norm` of ``input + residual``, which is rounded to their dtype first.
+    """`norm` of ``x + residual``, which is rounded to their dtype first.
 
     Returns:
         ``y``, the sum, and ``statistics`` as of `norm`.
     """
-    return _forward(input, residual, weight, bias, dims, eps, centred)
+    return _forward(x, residual, weight, bias, dims, eps, centred)
 
 
 def _require_statistics(x: Tensor, statistics: Tensor, dims: int, centred: bool) -> None:
@@ -214,7 +223,7 @@ def _require_statistics(x: Tensor, statistics: Tensor, dims: int, centred: bool)
 def norm_backward(
     grad: Tensor,
     grad_sum: Tensor | None,
-    input: Tensor,
+    x: Tensor,
     weight: Tensor | None,
     statistics: Tensor,
     dims: int,
@@ -225,11 +234,11 @@ def norm_backward(
     Args:
         grad: of ``y``.
         grad_sum: of the sum that `add_norm` returns; ``None`` for zeros.
-        input: of `norm`, or the sum that `add_norm` returned.
+        x: of `norm`, or the sum that `add_norm` returned.
         statistics: as the forward operator returned them.
     """
-    _require_statistics(input, statistics, dims, centred)
-    tensors = {"x": input, "dy": grad} if grad_sum is None else {"x": input, "dy": grad, "dsum": grad_sum}
+    _require_statistics(x, statistics, dims, centred)
+    tensors = {"x": x, "dy": grad} if grad_sum is None else {"x": x, "dy": grad, "dsum": grad_sum}
     tensors = _readable(tensors, dims)
     weight, statistics = None if weight is None else weight.contiguous(), statistics.contiguous()
     weight_geometry = None if weight is None else geometry(weight)
@@ -248,9 +257,7 @@ def _prepare_backward(tensors: dict[str, Tensor], weight: Tensor | None, dims: i
     shape, dtype, device = tuple(x.shape), x.dtype, x.device
     bound = launch.bind(plan.backward(problem, runtime.CAPABILITIES), runtime) if x.numel() else None
 
-    def call(
-        x: Tensor, dy: Tensor, dsum: Tensor | None = None, *, weight: Tensor | None, statistics: Tensor
-    ) -> Tensor:
+    def call(x: Tensor, dy: Tensor, dsum: Tensor | None = None, *, weight: Tensor | None, statistics: Tensor) -> Tensor:
         dx = launch.empty(shape, dtype, device, runtime)
         if bound is not None:
             bound(x, x if weight is None else weight, statistics, dy, dy if dsum is None else dsum, dx)
@@ -261,16 +268,16 @@ def _prepare_backward(tensors: dict[str, Tensor], weight: Tensor | None, dims: i
 
 @torch.library.custom_op("mps_flash_attn::norm_backward_parameters", mutates_args=())
 def norm_backward_parameters(
-    grad: Tensor, input: Tensor, statistics: Tensor, dims: int, centred: bool, dtype: torch.dtype, bias: bool
+    grad: Tensor, x: Tensor, statistics: Tensor, dims: int, centred: bool, dtype: torch.dtype, bias: bool
 ) -> Tensor:
     """The gradients of weight and, if wanted, bias: ``[1 or 2, columns]`` in ``dtype``.
 
     Sums over rows are kept in float32 (float64 for float64) and added in one order.
     """
-    _require_statistics(input, statistics, dims, centred)
-    if dtype not in (input.dtype, accumulator_dtype(input.dtype)):
-        raise TypeError(f"dtype is {dtype}; accepted are {input.dtype} and {accumulator_dtype(input.dtype)}")
-    tensors, statistics = _readable({"x": input, "dy": grad}, dims), statistics.contiguous()
+    _require_statistics(x, statistics, dims, centred)
+    if dtype not in (x.dtype, accumulator_dtype(x.dtype)):
+        raise TypeError(f"dtype is {dtype}; accepted are {x.dtype} and {accumulator_dtype(x.dtype)}")
+    tensors, statistics = _readable({"x": x, "dy": grad}, dims), statistics.contiguous()
     problem = (*map(geometry, tensors.values()), dims, centred, dtype, bias)
     call = _parameter_calls.get(problem)
     if call is None:
@@ -307,39 +314,37 @@ def _prepare_parameters(
 
 @norm.register_fake
 def _(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
-    rows = math.prod(input.shape[: input.dim() - dims])
-    return input.new_empty(input.shape), input.new_empty((1 + centred, rows), dtype=accumulator_dtype(input.dtype))
+    rows = math.prod(x.shape[: x.dim() - dims])
+    return x.new_empty(x.shape), x.new_empty((1 + centred, rows), dtype=accumulator_dtype(x.dtype))
 
 
 @add_norm.register_fake
 def _(
-    input: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = math.prod(input.shape[: input.dim() - dims])
-    statistics = input.new_empty((1 + centred, rows), dtype=accumulator_dtype(input.dtype))
-    return input.new_empty(input.shape), input.new_empty(input.shape), statistics
+    rows = math.prod(x.shape[: x.dim() - dims])
+    statistics = x.new_empty((1 + centred, rows), dtype=accumulator_dtype(x.dtype))
+    return x.new_empty(x.shape), x.new_empty(x.shape), statistics
 
 
 @norm_backward.register_fake
 def _(
     grad: Tensor,
     grad_sum: Tensor | None,
-    input: Tensor,
+    x: Tensor,
     weight: Tensor | None,
     statistics: Tensor,
     dims: int,
     centred: bool,
 ) -> Tensor:
-    return input.new_empty(input.shape)
+    return x.new_empty(x.shape)
 
 
 @norm_backward_parameters.register_fake
-def _(
-    grad: Tensor, input: Tensor, statistics: Tensor, dims: int, centred: bool, dtype: torch.dtype, bias: bool
-) -> Tensor:
-    return input.new_empty((1 + bias, math.prod(input.shape[input.dim() - dims :])), dtype=dtype)
+def _(grad: Tensor, x: Tensor, statistics: Tensor, dims: int, centred: bool, dtype: torch.dtype, bias: bool) -> Tensor:
+    return x.new_empty((1 + bias, math.prod(x.shape[x.dim() - dims :])), dtype=dtype)
 
 
 def _save(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Tensor) -> None:
@@ -389,14 +394,7 @@ def _add_norm_backward(ctx: Any, grad: Tensor | None, grad_sum: Tensor | None, _
     return dx, dx, dweight, dbias, None, None, None
 
 
-def _refuse_second_derivatives(ctx: Any, *grads: Tensor) -> None:
-    raise UnsupportedError(
-        "second derivatives of normalisation are not supported; accepted are first derivatives. PyTorch's own "
-        "layer_norm and rms_norm have them"
-    )
-
-
 norm.register_autograd(_norm_backward, setup_context=_save_norm)
 add_norm.register_autograd(_add_norm_backward, setup_context=_save_add_norm)
-norm_backward.register_autograd(_refuse_second_derivatives)
-norm_backward_parameters.register_autograd(_refuse_second_derivatives)
+refuse_second_derivatives("norm_backward", "normalisation")
+refuse_second_derivatives("norm_backward_parameters", "normalisation")

@@ -39,7 +39,7 @@ class Problem:
         rows, columns: elements over which the mean is taken make a row.
         centred: LayerNorm; otherwise RMSNorm.
         weight, bias: whether there is one.
-        row_sizes: the dimensions that rows are counted over, at most `MAX_RANK`.
+        row_sizes: the dimensions that rows are counted over, 1 or `MAX_RANK`, so that kernels come in two forms only.
         strides: names and strides over ``row_sizes``, in elements, of those among ``x residual dy dsum`` that are read.
         aligned: rows of all tensors start at a multiple of 16 bytes and are a whole number of 16 bytes long.
     """
@@ -148,9 +148,7 @@ def forward(problem: Problem, capabilities: Capabilities) -> Launch:
         UnsupportedError: with the reason.
     """
     _refuse(problem, capabilities)
-    return _over_rows(
-        "forward", problem, (("BIAS", int(problem.bias)), ("RESIDUAL", int(problem.reads("residual"))))
-    )
+    return _over_rows("forward", problem, (("BIAS", int(problem.bias)), ("RESIDUAL", int(problem.reads("residual")))))
 
 
 @functools.lru_cache(maxsize=1024)
