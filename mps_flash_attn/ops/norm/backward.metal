@@ -4,6 +4,7 @@
 // Grid as in forward.metal. Defines: WEIGHT, 1 where given; SUM_GRADIENT, 1 when the sum of x and residual has a
 // gradient of its own, dsum.
 #include "ops/norm/args.h"
+#include "ops/norm/centre.h"
 #include "ops/norm/row.h"
 
 // The sums over a row of g and of g xhat.
@@ -38,8 +39,9 @@ kernel void norm_backward(const device element* x [[buffer(0)]], const device pa
     dy += offset_of<ROW_RANK>(row.number, args.row_sizes, args.dy_stride);
     dsum += offset_of<ROW_RANK>(row.number, args.row_sizes, args.dsum_stride);
     dx += row.number * args.columns;
-    const accum rstd = row.columns > 0 ? statistics[row.number] : 0;
-    const accum mean = CENTRED && row.columns > 0 ? statistics[args.rows + row.number] : 0;
+    const long known = min(row.number, args.rows - 1);  // a team without a row reads the last one's
+    const accum rstd = statistics[known];
+    const Centre centre = load_centre(statistics, known, args.rows);
 
     Pack<element> held_x[PLACES], held_dy[PLACES];
     Gradients means = {0, 0};
@@ -52,7 +54,7 @@ kernel void norm_backward(const device element* x [[buffer(0)]], const device pa
         for (short i = 0; i < PACK; i++) {
             const accum g = accum(held_dy[place].at[i]) * factor.at[i];
             means.g += g;
-            means.g_xhat += g * ((accum(held_x[place].at[i]) - mean) * rstd);
+            means.g_xhat += g * (centre.deviation(held_x[place].at[i]) * rstd);
         }
     }
     means = reduce(means, Add(), scratch, simdgroup, lane);
@@ -73,7 +75,7 @@ kernel void norm_backward(const device element* x [[buffer(0)]], const device pa
 #endif
         for (short i = 0; i < PACK; i++) {
             const accum g = accum(held_dy[place].at[i]) * factor.at[i];
-            accum value = rstd * (g - means.g - (accum(held_x[place].at[i]) - mean) * rstd * means.g_xhat);
+            accum value = rstd * (g - means.g - centre.deviation(held_x[place].at[i]) * rstd * means.g_xhat);
 #if SUM_GRADIENT
             value += accum(own.at[i]);
 #endif

@@ -6,6 +6,7 @@
 #include "msl/pack.h"
 #include "msl/strides.h"
 #include "ops/norm/args.h"
+#include "ops/norm/centre.h"
 
 constant constexpr short LANES = 32;
 constant constexpr short SIMDGROUPS = THREADS / LANES;
@@ -25,12 +26,13 @@ kernel void norm_backward_parameters(const device element* x [[buffer(0)]],
     accum sums[2][PACK] = {};
     for (long row = block.y * args.block_rows + simdgroup; row < last; row += SIMDGROUPS) {
         if (!inside) continue;
-        const accum rstd = statistics[row], mean = CENTRED ? statistics[args.rows + row] : 0;
+        const accum rstd = statistics[row];
+        const Centre centre = load_centre(statistics, row, args.rows);
         const Pack<element> values = load_pack(x + offset_of<ROW_RANK>(row, args.row_sizes, args.x_stride) + column);
         const Pack<element> gradient =
             load_pack(dy + offset_of<ROW_RANK>(row, args.row_sizes, args.dy_stride) + column);
         for (short i = 0; i < PACK; i++) {
-            sums[0][i] += accum(gradient.at[i]) * ((accum(values.at[i]) - mean) * rstd);
+            sums[0][i] += accum(gradient.at[i]) * (centre.deviation(values.at[i]) * rstd);
             sums[1][i] += accum(gradient.at[i]);
         }
     }

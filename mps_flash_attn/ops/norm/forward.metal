@@ -6,6 +6,7 @@
 // normalise x + residual and write that sum too; WEIGHT and BIAS, 1 where given; ROW_RANK, dimensions that rows are
 // counted over.
 #include "ops/norm/args.h"
+#include "ops/norm/centre.h"
 #include "ops/norm/moments.h"
 #include "ops/norm/row.h"
 
@@ -25,6 +26,8 @@ kernel void norm_forward(const device element* x [[buffer(0)]], const device ele
     y += row.number * args.columns;
     sum += row.number * args.columns;
 
+    accum pivot = 0;
+    if (CENTRED && row.columns > 0) pivot = RESIDUAL ? accum(element(accum(x[0]) + accum(residual[0]))) : accum(x[0]);
     Pack<element> held[PLACES];
     Moments moments = no_moments();
     for (int step = 0, j = row.first; step < row.steps(); step++, j += STEP) {
@@ -36,14 +39,15 @@ kernel void norm_forward(const device element* x [[buffer(0)]], const device ele
         for (short i = 0; i < PACK; i++) values.at[i] = element(accum(values.at[i]) + accum(added.at[i]));
         store_pack(sum + j, values);
 #endif
-        moments = Merge()(moments, moments_of(values));
+        moments = Merge()(moments, moments_of(values, pivot));
     }
     moments = reduce(moments, Merge(), scratch, simdgroup, lane);
 
+    const Centre centre = centre_of(pivot, moments.mean);
     const accum rstd = rsqrt(moments.square / accum(args.columns) + args.eps);
     if (row.first == 0 && row.columns > 0) {
         statistics[row.number] = rstd;
-        if (CENTRED) statistics[args.rows + row.number] = moments.mean;
+        store_centre(centre, statistics, row.number, args.rows);
     }
     for (int step = 0, j = row.first; step < row.steps(); step++, j += STEP) {
         if (j >= row.columns) continue;
@@ -51,7 +55,7 @@ kernel void norm_forward(const device element* x [[buffer(0)]], const device ele
         const Pack<accum> factor = load_parameters(weight, j, WEIGHT, 1), summand = load_parameters(bias, j, BIAS, 0);
         Pack<element> result;
         for (short i = 0; i < PACK; i++) {
-            const accum normalised = (accum(held[row.place(step)].at[i]) - moments.mean) * rstd;
+            const accum normalised = centre.deviation(held[row.place(step)].at[i]) * rstd;
             result.at[i] = element(normalised * factor.at[i] + summand.at[i]);
         }
         store_pack(y + j, result);

@@ -121,6 +121,11 @@ def describe(
     )
 
 
+def _kinds(centred: bool) -> int:
+    """How many statistics a row has."""
+    return 3 if centred else 1
+
+
 def _prepare_forward(
     tensors: dict[str, Tensor], weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
 ) -> _ForwardCall:
@@ -128,7 +133,7 @@ def _prepare_forward(
     runtime = for_device(x.device.type)
     problem = describe(tensors, weight, bias, dims, eps=eps, centred=centred)
     shape, dtype, device = tuple(x.shape), x.dtype, x.device
-    kept, kept_dtype = (1 + centred, problem.rows), accumulator_dtype(dtype)
+    kept, kept_dtype = (_kinds(centred), problem.rows), accumulator_dtype(dtype)
     bound = launch.bind(plan.forward(problem, runtime.CAPABILITIES), runtime) if x.numel() else None
 
     def call(
@@ -188,8 +193,8 @@ def norm(
         centred: LayerNorm; otherwise the mean counts as 0, which is RMSNorm.
 
     Returns:
-        ``y`` of the shape of ``x``, and ``statistics [2 or 1, rows]``: ``rstd`` and, if ``centred``, ``mean``, float32
-        (float64 for float64).
+        ``y`` of the shape of ``x``, and ``statistics [3 or 1, rows]``: ``rstd`` and, if ``centred``, ``mean`` and what
+        its rounding left, float32 (float64 for float64).
 
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
@@ -212,7 +217,7 @@ def add_norm(
 
 
 def _require_statistics(x: Tensor, statistics: Tensor, dims: int, centred: bool) -> None:
-    shape = (1 + centred, math.prod(x.shape[:-dims]))
+    shape = (_kinds(centred), math.prod(x.shape[:-dims]))
     if statistics.shape != shape or statistics.dtype != accumulator_dtype(x.dtype):
         raise ValueError(
             f"statistics is {statistics.dtype} of shape {tuple(statistics.shape)}; accepted is that of norm, {shape}"
@@ -317,7 +322,7 @@ def _(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
     rows = math.prod(x.shape[: x.dim() - dims])
-    return x.new_empty(x.shape), x.new_empty((1 + centred, rows), dtype=accumulator_dtype(x.dtype))
+    return x.new_empty(x.shape), x.new_empty((_kinds(centred), rows), dtype=accumulator_dtype(x.dtype))
 
 
 @add_norm.register_fake
@@ -325,7 +330,7 @@ def _(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = math.prod(x.shape[: x.dim() - dims])
-    statistics = x.new_empty((1 + centred, rows), dtype=accumulator_dtype(x.dtype))
+    statistics = x.new_empty((_kinds(centred), rows), dtype=accumulator_dtype(x.dtype))
     return x.new_empty(x.shape), x.new_empty(x.shape), statistics
 
 

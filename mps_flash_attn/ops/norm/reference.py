@@ -18,7 +18,8 @@ def norm_forward(
         weight, bias: ``[columns]``.
 
     Returns:
-        ``y`` like ``x``, and ``statistics``: ``rstd`` and, if ``centred``, ``mean``, ``[1 or 2, rows]``.
+        ``y`` like ``x``, and ``statistics [3 or 1, rows]``: ``rstd`` and, if ``centred``, the mean in two parts, of
+        which the second is 0 here.
     """
     mean = x.mean(-1) if centred else torch.zeros_like(x[:, 0])
     deviation = x - mean[:, None]
@@ -28,12 +29,12 @@ def norm_forward(
         y = y * weight
     if bias is not None:
         y = y + bias
-    return y, torch.stack((rstd, mean) if centred else (rstd,))
+    return y, torch.stack((rstd, mean, torch.zeros_like(mean)) if centred else (rstd,))
 
 
 def _normalised(x: Tensor, statistics: Tensor) -> Tensor:
-    deviation = x - statistics[1][:, None] if len(statistics) == 2 else x
-    return deviation * statistics[0][:, None]
+    rstd, *mean = statistics
+    return (x - sum(mean)[:, None] if mean else x) * rstd[:, None]
 
 
 def norm_backward(grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def norm_backward(grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Te
     g = grad if weight is None else grad * weight
     xhat = _normalised(x, statistics)
     value = g - xhat * (g * xhat).mean(-1, keepdim=True)
-    if len(statistics) == 2:
+    if len(statistics) > 1:
         value = value - g.mean(-1, keepdim=True)
     return value * statistics[0][:, None]
 
