@@ -1,0 +1,67 @@
+"""What each attention kernel reads and has to write; it reads exact results, so that each kernel stands for itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...self_check import Expected
+from . import plan
+from .cases import Case, Inputs
+from .expected import NAMES, exact, pytorch
+from .function import describe
+
+__all__ = ["Operands", "operands", "problem", "words"]
+
+#: What a kernel reads, in the order of its buffers, and what it writes, in that of the buffers that follow.
+Operands = tuple[tuple[Tensor, ...], tuple[Expected, ...]]
+
+
+def problem(inputs: Inputs) -> plan.Problem:
+    """The plan's problem for the inputs, which may be on the device ``meta``, and contiguous outputs."""
+    like = {"out": inputs.query, "dq": inputs.query, "dk": inputs.key, "dv": inputs.value}
+    outputs = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in like.items()}
+    return describe(
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        inputs.attn_mask,
+        inputs.scale,
+        inputs.causal,
+        out=outputs.pop("out"),
+        grad_out=inputs.grad_out,
+        **outputs,
+    )
+
+
+def operands(inputs: Inputs) -> dict[str, Operands]:
+    """The operands of each kernel by its name; the inputs are CPU tensors, the outputs contiguous as in `problem`."""
+    dtype, grad_out, grad_lse = inputs.query.dtype, inputs.grad_out, inputs.grad_lse
+    out, lse, dq, dk, dv = map(Expected, NAMES, exact(inputs), (x.contiguous() for x in pytorch(inputs)))
+    exact_out = out.reference.to(dtype)
+    delta = Expected(
+        "delta",
+        _delta(grad_out.double(), exact_out.double(), grad_lse.double()),
+        _delta(grad_out.to(grad_lse.dtype), exact_out.to(grad_lse.dtype), grad_lse),
+    )
+    mask = inputs.query if inputs.attn_mask is None else inputs.attn_mask
+    read = inputs.query, inputs.key, inputs.value, mask
+    values = (x.reference.to(grad_lse.dtype) for x in (lse, delta))
+    read_backward = (*read, grad_out, *values)
+    return {
+        "attention_forward": (read, (out, lse)),
+        "attention_backward_delta": ((exact_out, grad_out, grad_lse), (delta,)),
+        "attention_backward_dq": (read_backward, (dq,)),
+        "attention_backward_dkv": (read_backward, (dk, dv)),
+    }
+
+
+def words(case: Case) -> str:
+    """The case in a few words."""
+    extras = f"{', causal' if case.causal else ''}{', mask' if case.mask != 'none' else ''}"
+    grouped = ", grouped heads" if case.query_heads != case.key_heads else ""
+    return f"{case.queries} x {case.keys}, D {case.head_size}{grouped}{extras}"
+
+
+def _delta(grad_out: Tensor, out: Tensor, grad_lse: Tensor) -> Tensor:
+    return (grad_out * out).sum(-1) - grad_lse
