@@ -103,7 +103,7 @@ def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], 
     results = call()
     _wait(device)
     prepare_ms = 1e3 * (time.perf_counter() - start)
-    found = [x.detach().cpu() for x in results]
+    found = [_written(x.detach().cpu()) for x in results]
     times = []
     for _ in range(_TIMED_CALLS):
         start = time.perf_counter()
@@ -124,7 +124,13 @@ def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], 
 
 
 def _unwritten(like: Tensor, device: str) -> Tensor:
+    """What outputs hold before a launch: NaN, and -1 where integers have none."""
     return torch.full_like(like, torch.nan if like.dtype.is_floating_point else -1, device=device)
+
+
+def _written(output: Tensor) -> Tensor:
+    """The output with NaN wherever it was never written."""
+    return output if output.dtype.is_floating_point else output.double().masked_fill(output == -1, torch.nan)
 
 
 def _wait(device: str) -> None:
