@@ -117,6 +117,11 @@ def _defines(dtype: torch.dtype, read: Tokens) -> tuple[Define, ...]:
     )
 
 
+def _pack(problem: Problem, step: int) -> int:
+    """Elements that a thread moves at once."""
+    return _CHUNK_BYTES // problem.dtype.itemsize if step == _CHUNK_BYTES else 1
+
+
 def _over_rows(name: str, defines: tuple[Define, ...], words: tuple[int, ...], width: int, rows: int) -> Launch:
     """A kernel of one thread for each of ``width`` places in each of ``rows``; threadgroups fit that width."""
     across = min(1 << (width - 1).bit_length(), _THREADS)
@@ -139,14 +144,14 @@ def forward(problem: Problem, capabilities: Capabilities) -> Launch:
         UnsupportedError: with the reason.
     """
     _refuse(problem, capabilities)
-    aligned = problem.step == _CHUNK_BYTES
-    units = problem.columns * problem.dtype.itemsize // _CHUNK_BYTES if aligned else problem.columns
+    pack = _pack(problem, problem.step)
     defines = (
         *_defines(problem.dtype, problem.indices),
         ("INDEX", INDICES[problem.index_dtype]),
-        ("ALIGNED", int(aligned)),
+        ("PACK", pack),
     )
-    return _over_rows("forward", defines, _words(problem, problem.indices), units, problem.tokens)
+    words = _words(problem, problem.indices)
+    return _over_rows("forward", defines, words, problem.columns // pack, problem.tokens)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -174,9 +179,7 @@ def backward(problem: Problem, capabilities: Capabilities) -> tuple[Launch, Laun
         group_size=(_THREADS, 1, 1),
         threadgroup_bytes=4 * simdgroups * (_ROWS + 2),
     )
-    width = min(_CHUNK_BYTES // problem.dtype.itemsize, 4)
-    if problem.gradient.step % (width * problem.dtype.itemsize):
-        width = 1
-    defines = (*_defines(problem.dtype, problem.gradient), ("WIDTH", width))
+    pack = _pack(problem, problem.gradient.step)
+    defines = (*_defines(problem.dtype, problem.gradient), ("PACK", pack))
     words = _words(problem, problem.gradient)
-    return order, _over_rows("backward_sum", defines, words, problem.columns // width, problem.rows)
+    return order, _over_rows("backward_sum", defines, words, problem.columns // pack, problem.rows)
