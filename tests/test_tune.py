@@ -18,7 +18,7 @@ import torch
 
 from mps_flash_attn import cli, folders, launch, tune
 from mps_flash_attn.errors import UnsupportedError
-from mps_flash_attn.launch import Launch
+from mps_flash_attn.launch import BoundLaunch, Launch, Runtime
 from mps_flash_attn.ops.attention import plan
 from mps_flash_attn.ops.attention.cases import Case
 from mps_flash_attn.ops.attention.operands import operands, problem
@@ -72,7 +72,7 @@ def subject() -> Subject:
         problem="70 x 70",
         default=READ_AGAIN,
         tilings=(HELD,),
-        plan=toy_plan,
+        prepare=lambda tiling, runtime: launch.bind(toy_plan(tiling), runtime),
         operands=lambda: operands(CASE.inputs(torch.float32))[KEY.kernel],
     )
 
@@ -92,10 +92,11 @@ def choice(tiling: Tiling, cost: float = 1.0) -> Choice:
 def planted(subject: Subject, which: Tiling, fault: Callable[[Launch], Launch]) -> Subject:
     """The subject with a fault in the launch of one tiling."""
 
-    def faulty(tiling: Tiling) -> Launch:
-        return fault(subject.plan(tiling)) if tiling == which else subject.plan(tiling)
+    def prepare(tiling: Tiling, runtime: Runtime) -> BoundLaunch:
+        right = toy_plan(tiling)
+        return launch.bind(fault(right) if tiling == which else right, runtime)
 
-    return dataclasses.replace(subject, plan=faulty)
+    return dataclasses.replace(subject, prepare=prepare)
 
 
 def outcomes(result: tune.Result) -> dict[Tiling, Outcome]:
@@ -173,10 +174,10 @@ def test_by_time_the_faster_wins_and_is_timed_on_its_own_launches(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The simulator's wall clock in the place of a GPU's: a launch that was slowed down loses."""
-    compiled, launches = launch.bind, {READ_AGAIN: 0, HELD: 0}
+    launches = {READ_AGAIN: 0, HELD: 0}
 
-    def slowed(which: Launch, runtime: Any) -> launch.BoundLaunch:
-        tiling, kernel = (HELD if ("HOLD", 1) in which.defines else READ_AGAIN), compiled(which, runtime)
+    def slowed(tiling: Tiling, runtime: Runtime) -> BoundLaunch:
+        kernel = launch.bind(toy_plan(tiling), runtime)
 
         def run(*tensors: torch.Tensor) -> None:
             launches[tiling] += 1
@@ -185,10 +186,9 @@ def test_by_time_the_faster_wins_and_is_timed_on_its_own_launches(
 
         return run
 
-    monkeypatch.setattr(tuner, "bind", slowed)
     monkeypatch.setattr(tuner, "Counted", tuner.Timed)
     monkeypatch.setattr(tuner, "_wait", lambda: None)
-    result = tune.search(subject, "cpu")
+    result = tune.search(dataclasses.replace(subject, prepare=slowed), "cpu")
     assert result.unit == MILLISECONDS
     assert result.best is not None
     assert result.best.tiling == READ_AGAIN

@@ -20,7 +20,6 @@ import torch
 from .. import folders
 from .._version import __version__
 from ..errors import CacheError, UnsupportedError
-from ..launch import Launch
 from ..ops import calls
 
 __all__ = ["VARIABLE", "Choice", "Key", "chosen", "clear", "device_name", "path", "planned", "put", "read"]
@@ -32,6 +31,7 @@ VARIABLE = "MPS_FLASH_ATTN_TUNED"
 _FORMAT = "mps-flash-attn tilings 1"
 
 _Tiling = TypeVar("_Tiling")
+_Plan = TypeVar("_Plan")
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,13 @@ def planned(
     dtype: torch.dtype,
     device: torch.device,
     kind: type[_Tiling],
-    plan: Callable[[_Tiling | None], Launch],
-) -> Launch:
-    """The launch with the stored tiling, or with the default one where none is stored or the stored one is refused.
+    plan: Callable[[_Tiling | None], _Plan],
+) -> _Plan:
+    """The plan with the stored tiling, or with the default one where none is stored or the stored one is refused.
 
     Args:
         kind: the dataclass of the kernel's tilings.
-        plan: makes the launch from a tiling; ``None`` stands for the default.
+        plan: makes the plan from a tiling; ``None`` stands for the default.
 
     Raises:
         UnsupportedError: the plan refuses the problem.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import ops, tolerance
 from ..errors import MPSFlashAttnError, UnsupportedError
-from ..launch import Capabilities, Launch, Runtime, bind
+from ..launch import BoundLaunch, Capabilities, Runtime
 from ..runtime import base
 from ..self_check import Expected
 from .store import Choice, Key, device_name, put
@@ -53,9 +53,9 @@ class Subject:
         problem: the problem that stands for its class, in a few words.
         default: the tiling that is used where nothing is stored.
         tilings: those to try.
-        plan: makes a launch from a tiling; raises `UnsupportedError` for one that cannot run.
-        operands: makes what the kernel reads, as contiguous CPU tensors in the order of its buffers, and what it has to
-            write, in the order of the buffers that follow.
+        prepare: plans and compiles a tiling for a runtime; raises `UnsupportedError` for one that cannot run. What it
+            returns is called with the tensors that are read and those that are written.
+        operands: makes what is read, CPU tensors, and what has to be written; both as `prepare` expects them.
     """
 
     kernel: str
@@ -64,7 +64,7 @@ class Subject:
     problem: str
     default: Any
     tilings: tuple[Any, ...]
-    plan: Callable[[Any], Launch]
+    prepare: Callable[[Any, Runtime], BoundLaunch]
     operands: Callable[[], tuple[tuple[Tensor, ...], tuple[Expected, ...]]]
 
     @property
@@ -247,10 +247,10 @@ def run(
 
 
 class _LazyCall:
-    """A launch on its tensors; planned and compiled by the first call."""
+    """A tiling's launches on their tensors; planned and compiled by the first call."""
 
     def __init__(self, subject: Subject, tiling: Any, runtime: Runtime, tensors: Collection[Tensor]) -> None:
-        self._bound = functools.cache(lambda: bind(subject.plan(tiling), runtime))
+        self._bound = functools.cache(lambda: subject.prepare(tiling, runtime))
         self._tensors = tensors
 
     def __call__(self) -> None:
