@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from .ops.attention.api import flash_attention
 from .ops.embedding.api import embedding
+from .ops.gemm.api import linear, matmul
 from .ops.norm.api import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 
-__all__ = ["add_layer_norm", "add_rms_norm", "embedding", "flash_attention", "layer_norm", "rms_norm"]
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "embedding",
+    "flash_attention",
+    "layer_norm",
+    "linear",
+    "matmul",
+    "rms_norm",
+]
