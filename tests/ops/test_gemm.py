@@ -446,6 +446,8 @@ X, W, B = torch.zeros(4, 5), torch.zeros(3, 5), torch.zeros(3)
         (lambda: linear(X, W, 1.0), TypeError, "bias is a float; accepted is a Tensor"),
         (lambda: linear(X, W.double()), TypeError, "weight has dtype torch.float64 and input torch.float32"),
         (lambda: linear(torch.zeros(()), W), ValueError, "input has no dimensions"),
+        (lambda: torch.func.grad(lambda x: matmul(x, W.T).sum())(X), UnsupportedError, "of matmul are not supported"),
+        (lambda: torch.func.grad(lambda x: linear(x, W).sum())(X), UnsupportedError, "of linear are not supported"),
         (lambda: product(X, W, None, 0, False), ValueError, r"b has shape \(3, 5\); accepted are as many rows"),
         (lambda: product(X, W.T, B[:2], 0, False), ValueError, r"bias has shape \(2,\); accepted: one value a column"),
         (lambda: product(X, X[0], None, 0, False), ValueError, r"b has shape \(5,\); accepted are two dimensions"),

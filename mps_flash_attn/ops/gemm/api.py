@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention.arguments import autocast_dtype
-from ..checks import require_match, require_shape, require_tensor
+from ..checks import require_match, require_reverse_mode, require_shape, require_tensor
 from .activation import Activation, ActivationName
 from .function import gemm_operator
 
@@ -41,7 +41,8 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002 - PyTorch's na
 
     Raises:
         TypeError: no tensors, or dtypes that differ or have no kernel.
-        ValueError: shapes or devices that do not go together.
+        ValueError: shapes or devices that do not go together; `UnsupportedError`, which is one, for forward-mode
+            differentiation and the gradients of ``torch.func``.
 
     Autocast:
         Inside :class:`torch.autocast`, both are cast to its dtype, as by PyTorch (float64 stays).
@@ -56,6 +57,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002 - PyTorch's na
         require_tensor(name, tensor)
         if tensor.dim() == 0:
             raise ValueError(f"{name} has no dimensions; accepted is one or more")
+    require_reverse_mode("matmul")
     left, right = _autocast(input, other)
     require_match("other", right, "input", left)
     a = left if left.dim() > 1 else left.unsqueeze(0)
@@ -102,7 +104,7 @@ def linear(
     Raises:
         TypeError: no tensors, or dtypes that differ or have no kernel.
         ValueError: shapes, devices or an activation that do not go together; `UnsupportedError`, which is one, for
-            second derivatives with an activation.
+            forward-mode differentiation, the gradients of ``torch.func`` and second derivatives with an activation.
 
     Gradients:
         For GELU and SiLU, ``input @ weight.T + bias`` is written beside the result, rounded to the same dtype, when a
@@ -131,6 +133,7 @@ def linear(
     if bias is not None:
         require_tensor("bias", bias)
         require_shape("bias", bias, tuple(weight.shape[:-1]), "one value for each row of weight")
+    require_reverse_mode("linear")
     x, w, *biases = _autocast(input, weight, *(() if bias is None else (bias,)))
     require_match("weight", w, "input", x)
     for tensor in biases:
