@@ -6,14 +6,20 @@ from .ops.attention.api import flash_attention
 from .ops.embedding.api import embedding
 from .ops.gemm.api import linear, matmul
 from .ops.norm.api import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .ops.reduction.api import amax, sum  # noqa: A004
+from .ops.softmax.api import log_softmax, softmax
 
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "amax",
     "embedding",
     "flash_attention",
     "layer_norm",
     "linear",
+    "log_softmax",
     "matmul",
     "rms_norm",
+    "softmax",
+    "sum",
 ]

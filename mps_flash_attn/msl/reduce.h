@@ -18,20 +18,20 @@ static_assert(ROW_THREADS <= LANES ? LANES % ROW_THREADS == 0 : ROW_THREADS == T
 struct Sum {
     accum operator()(accum a, accum b) const thread { return a + b; }
 };
+// NaN where either is: Metal's own max would drop it.
 struct Max {
-    accum operator()(accum a, accum b) const thread { return max(a, b); }
+    accum operator()(accum a, accum b) const thread { return a > b || isnan(a) ? a : b; }
 };
 
 // The same value of the lane whose index differs in this bit. Overload it for a struct to reduce that.
 inline accum across(accum value, ushort bit) { return simd_shuffle_xor(value, bit); }
 
 // Combines one value a thread over the team, in the same order for every lane, so that all get the same bits.
-// All threads of the threadgroup call it; `scratch` has SCRATCH places and may be used again at once.
+// All threads of the threadgroup call it. `scratch` has SCRATCH places; a barrier must come before it is used again.
 template <typename Value, typename Combine>
 inline Value reduce(Value value, Combine combine, threadgroup Value* scratch, ushort simdgroup, ushort lane) {
     for (ushort bit = min(short(ROW_THREADS), LANES) / 2; bit > 0; bit /= 2) value = combine(value, across(value, bit));
 #if ROW_THREADS > 32
-    threadgroup_barrier(mem_flags::mem_threadgroup);
     if (lane == 0) scratch[simdgroup] = value;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     value = scratch[0];

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-__all__ = ["ELEMENTS", "accumulator", "accumulator_dtype"]
+__all__ = ["ELEMENTS", "accumulator", "accumulator_dtype", "wide_dtype"]
 
 #: Metal's name of each floating-point dtype that kernels take; float64 is for the simulator alone.
 ELEMENTS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat", torch.float64: "double"}
@@ -18,3 +19,12 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 def accumulator(dtype: torch.dtype) -> str:
     """Metal's name of `accumulator_dtype`."""
     return ELEMENTS[accumulator_dtype(dtype)]
+
+
+def wide_dtype(tensor: Tensor, *, on_cpu: bool = False) -> torch.dtype:
+    """The dtype of a result that autocast wants in float32: on GPUs, and ``on_cpu`` where PyTorch does so there too."""
+    device = tensor.device.type
+    autocasts = device in ("cuda", "mps") or (on_cpu and device == "cpu")
+    if autocasts and torch.is_autocast_enabled(device):
+        return torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.dtype
