@@ -2,8 +2,11 @@
 // makes of its result.
 #pragma once
 
-#include "msl/exp.h"
 #include "msl/tile.h"
+
+// exp(x - y) by the hardware's base-2 exponential. The difference is taken first: it is small where the result counts,
+// while x and y may be large, and their rounding to base 2 would be an error of the result.
+inline accum exp_difference(accum x, accum y) { return fast::exp2((x - y) * LOG2_E); }
 
 // -inf stands for a row with no visible key: there any finite value gives weights of 0, and -inf would give NaN.
 inline rows_t finite_or_zero(rows_t m) { return select(m, rows_t(0), m == rows_t(-INFINITY)); }
