@@ -7,6 +7,7 @@ from .ops.embedding.api import embedding
 from .ops.gemm.api import linear, matmul
 from .ops.norm.api import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .ops.reduction.api import amax, sum  # noqa: A004
+from .ops.rope.api import rope, rope_tables
 from .ops.softmax.api import log_softmax, softmax
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "log_softmax",
     "matmul",
     "rms_norm",
+    "rope",
+    "rope_tables",
     "softmax",
     "sum",
 ]
