@@ -144,17 +144,18 @@ class Kernel {
 
     simt::Counters count(const py::tuple& arguments, const py::tuple& threads, const py::tuple& group_size,
                          std::size_t threadgroup_bytes, unsigned os_threads) const {
-        std::array<void*, simt::kMaxBuffers> buffers{};
-        std::vector<simt::Buffer> memory;
-        std::size_t i = 0;
-        for (const simt::Argument& argument : to_arguments(arguments)) {
-            buffers.at(i++) = argument.buffer.address;
-            memory.push_back(argument.buffer);
-            memory.insert(memory.end(), argument.targets.begin(), argument.targets.end());
-        }
-        const simt::Launch launch = describe(buffers.data(), threads, group_size, threadgroup_bytes, os_threads);
-        const py::gil_scoped_release unlocked;
-        return simt::count_launch(launch, memory);
+        return count_into(nullptr, arguments, threads, group_size, threadgroup_bytes, os_threads);
+    }
+
+    std::pair<simt::Counters, simt::Transactions> count_transactions(const py::tuple& arguments,
+                                                                     const py::tuple& threads,
+                                                                     const py::tuple& group_size,
+                                                                     std::size_t threadgroup_bytes,
+                                                                     unsigned os_threads) const {
+        simt::Transactions transactions{};
+        const simt::Counters counters =
+            count_into(&transactions, arguments, threads, group_size, threadgroup_bytes, os_threads);
+        return {counters, transactions};
     }
 
     std::vector<std::string> check(const py::tuple& arguments, const py::tuple& threads, const py::tuple& group_size,
@@ -166,6 +167,21 @@ class Kernel {
     }
 
   private:
+    simt::Counters count_into(simt::Transactions* transactions, const py::tuple& arguments, const py::tuple& threads,
+                              const py::tuple& group_size, std::size_t threadgroup_bytes, unsigned os_threads) const {
+        std::array<void*, simt::kMaxBuffers> buffers{};
+        std::vector<simt::Buffer> memory;
+        std::size_t i = 0;
+        for (const simt::Argument& argument : to_arguments(arguments)) {
+            buffers.at(i++) = argument.buffer.address;
+            memory.push_back(argument.buffer);
+            memory.insert(memory.end(), argument.targets.begin(), argument.targets.end());
+        }
+        const simt::Launch launch = describe(buffers.data(), threads, group_size, threadgroup_bytes, os_threads);
+        const py::gil_scoped_release unlocked;
+        return simt::count_launch(launch, memory, transactions);
+    }
+
     simt::Launch describe(void* const* buffers, const py::tuple& threads, const py::tuple& group_size,
                           std::size_t threadgroup_bytes, unsigned os_threads) const {
         const simt::Size size = to_size(group_size);
@@ -212,6 +228,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("threadgroup_bytes"), py::arg("os_threads"))
         .def("count", &Kernel::count, py::arg("arguments"), py::arg("threads"), py::arg("group_size"),
              py::arg("threadgroup_bytes"), py::arg("os_threads"))
+        .def("count_transactions", &Kernel::count_transactions, py::arg("arguments"), py::arg("threads"),
+             py::arg("group_size"), py::arg("threadgroup_bytes"), py::arg("os_threads"))
         .def("check", &Kernel::check, py::arg("arguments"), py::arg("threads"), py::arg("group_size"),
              py::arg("threadgroup_bytes"), py::arg("seed"), py::arg("random_schedules"));
 
@@ -224,4 +242,10 @@ PYBIND11_MODULE(_C, module) {
         .def_readonly("device_bytes_written", &simt::Counters::device_bytes_written)
         .def_readonly("threadgroup_bytes_read", &simt::Counters::threadgroup_bytes_read)
         .def_readonly("threadgroup_bytes_written", &simt::Counters::threadgroup_bytes_written);
+    py::class_<simt::Transactions>(module, "Transactions")
+        .def_readonly("device_accesses", &simt::Transactions::device_accesses)
+        .def_readonly("device_segments", &simt::Transactions::device_segments)
+        .def_readonly("threadgroup_accesses", &simt::Transactions::threadgroup_accesses)
+        .def_readonly("threadgroup_passes", &simt::Transactions::threadgroup_passes)
+        .def_readonly("threadgroup_conflicts", &simt::Transactions::threadgroup_conflicts);
 }

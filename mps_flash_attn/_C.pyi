@@ -34,6 +34,14 @@ class Kernel:
         threadgroup_bytes: int,
         os_threads: int,
     ) -> Counters: ...
+    def count_transactions(
+        self,
+        arguments: tuple[_Argument, ...],
+        threads: Sequence[int],
+        group_size: Sequence[int],
+        threadgroup_bytes: int,
+        os_threads: int,
+    ) -> tuple[Counters, Transactions]: ...
     def check(
         self,
         arguments: tuple[_Argument, ...],
@@ -53,3 +61,10 @@ class Counters:
     device_bytes_written: int
     threadgroup_bytes_read: int
     threadgroup_bytes_written: int
+
+class Transactions:
+    device_accesses: int
+    device_segments: int
+    threadgroup_accesses: int
+    threadgroup_passes: int
+    threadgroup_conflicts: int

@@ -12,6 +12,7 @@
 #include "interruption.h"
 #include "memory_counter.h"
 #include "scheduler.h"
+#include "transaction_counter.h"
 #include "worker.h"
 
 namespace simt {
@@ -28,11 +29,20 @@ void accumulate(Counters& total, const Counters& part) {
     total.threadgroup_bytes_written += part.threadgroup_bytes_written;
 }
 
+void accumulate(Transactions& total, const Transactions& part) {
+    total.device_accesses += part.device_accesses;
+    total.device_segments += part.device_segments;
+    total.threadgroup_accesses += part.threadgroup_accesses;
+    total.threadgroup_passes += part.threadgroup_passes;
+    total.threadgroup_conflicts += part.threadgroup_conflicts;
+}
+
 // A launch in progress: workers take the next threadgroup until none is left or one of them has failed.
 class Progress {
   public:
-    Progress(const Launch& launch, const MemoryCounter* counter)
-        : launch_(launch), counter_(counter), groups_(count(grid_of(launch))) {}
+    // `transactions`: where they are added up, null unless they are to be counted.
+    Progress(const Launch& launch, const MemoryCounter* counter, Transactions* transactions)
+        : launch_(launch), counter_(counter), transactions_(transactions), groups_(count(grid_of(launch))) {}
 
     uint64_t groups() const { return groups_; }
     const Counters& counters() const { return counters_; }
@@ -43,15 +53,19 @@ class Progress {
             InterruptionCheck check_interruption(launch_);
             const BorrowedWorker worker;
             worker->prepare(launch_, counter_ != nullptr ? counting_api() : fast_api(), nullptr, counter_);
+            TransactionCounter transactions;
+            if (transactions_ != nullptr) worker->group().transactions = &transactions;
             const FaultGuard guard(worker->group());
             for (uint64_t next = next_.fetch_add(1); next < groups_; next = next_.fetch_add(1)) {
                 if (!worker->run(next)) {
                     throw LaunchError("kernel '" + std::string(launch_.kernel_name) + "': " + worker->group().error);
                 }
+                transactions.finish();
                 if (is_calling_thread) check_interruption();
             }
             const std::lock_guard<std::mutex> lock(mutex_);
             accumulate(counters_, worker->group().counters);
+            if (transactions_ != nullptr) accumulate(*transactions_, transactions.total());
         } catch (...) {
             const std::lock_guard<std::mutex> lock(mutex_);
             if (failure_ == nullptr) failure_ = std::current_exception();
@@ -66,6 +80,7 @@ class Progress {
   private:
     const Launch& launch_;
     const MemoryCounter* const counter_;
+    Transactions* const transactions_;
     const uint64_t groups_;
     std::atomic<uint64_t> next_{0};
     std::mutex mutex_;
@@ -73,8 +88,8 @@ class Progress {
     std::exception_ptr failure_;
 };
 
-Counters run(const Launch& launch, const MemoryCounter* counter) {
-    Progress progress(launch, counter);
+Counters run(const Launch& launch, const MemoryCounter* counter, Transactions* transactions) {
+    Progress progress(launch, counter, transactions);
     // Made for each launch: a pool would not survive fork.
     std::vector<std::thread> helpers;
     const uint64_t wanted = std::min<uint64_t>(launch.os_threads, progress.groups());
@@ -91,16 +106,16 @@ Counters run(const Launch& launch, const MemoryCounter* counter) {
 
 }  // namespace
 
-void run_launch(const Launch& launch) { run(launch, nullptr); }
+void run_launch(const Launch& launch) { run(launch, nullptr, nullptr); }
 
-Counters count_launch(const Launch& launch, const std::vector<Buffer>& memory) {
+Counters count_launch(const Launch& launch, const std::vector<Buffer>& memory, Transactions* transactions) {
     std::vector<MemoryCounter::Range> ranges;
     for (const Buffer& buffer : memory) {
         const auto* const begin = static_cast<const char*>(buffer.address);
         if (!buffer.is_constant) ranges.emplace_back(begin, begin + buffer.bytes);
     }
     const MemoryCounter counter(std::move(ranges));
-    return run(launch, &counter);
+    return run(launch, &counter, transactions);
 }
 
 }  // namespace simt

@@ -5,6 +5,7 @@
 
 #include "guarded_memory.h"
 #include "launch.h"
+#include "transaction_counter.h"
 
 namespace simt {
 
@@ -13,7 +14,8 @@ namespace simt {
 
 void run_launch(const Launch& launch);
 
-// Of an instrumented kernel. `memory` is what the launch's buffers lead to.
-Counters count_launch(const Launch& launch, const std::vector<Buffer>& memory);
+// Of an instrumented kernel. `memory` is what the launch's buffers lead to. Transactions are added to `transactions`,
+// unless it is null: they take much longer to count.
+Counters count_launch(const Launch& launch, const std::vector<Buffer>& memory, Transactions* transactions);
 
 }  // namespace simt

@@ -254,10 +254,12 @@ void check_private(Thread* thread, int64_t index, const char* type, const void* 
     abandon(group, simdgroup.fibers[thread->lane], group.checker->describe_private(*thread, index, type, pc));
 }
 
-void count_access(Thread* thread, const void* address, uint32_t bytes, Access kind, const void*) {
+void count_access(Thread* thread, const void* address, uint32_t bytes, Access kind, const void* pc) {
     if (is_private(thread, address)) return;
     Threadgroup& group = *simdgroup_of(thread).group;
-    group.memory_counter->count(group, static_cast<const char*>(address), bytes, kind);
+    const auto* const place = static_cast<const char*>(address);
+    const Location location = group.memory_counter->count(group, place, bytes, kind);
+    if (group.transactions != nullptr) group.transactions->add(*thread, pc, location, bytes);
 }
 
 void ignore_private(Thread*, int64_t, const char*, const void*) {}

@@ -49,6 +49,7 @@ struct ThreadgroupArray {
 
 class Checker;
 class MemoryCounter;
+class TransactionCounter;
 
 struct Threadgroup {
     static constexpr uint32_t kMaxArrays = 128;
@@ -61,6 +62,7 @@ struct Threadgroup {
     Checker* checker;                     // null unless the launch is checked
     const MemoryCounter* memory_counter;  // null unless the launch is counted
     Counters counters;                    // of all threadgroups that ran here
+    TransactionCounter* transactions;     // null unless they are counted too
 
     // Memory that the threads use without knowing it.
     const char *stacks_begin, *stacks_end;

@@ -77,6 +77,7 @@ void Worker::prepare(const Launch& launch, const Api& api, Checker* checker, con
     group.checker = checker;
     group.memory_counter = counter;
     group.counters = {};
+    group.transactions = nullptr;
     group.arena_used = group.array_count = 0;
     group.size = {0, 0, 0};
     group.error.clear();

@@ -11,7 +11,7 @@ from ...launch import Capabilities
 from ..translation.host_compiler import find_compiler
 from .check import check, is_checking
 from .library import Kernel, ShaderLibrary, compile_shader
-from .profile import Counters, LaunchRecord, Profile, profile
+from .profile import Counters, LaunchRecord, Profile, Transactions, profile
 
 __all__ = [
     "CAPABILITIES",
@@ -20,6 +20,7 @@ __all__ = [
     "LaunchRecord",
     "Profile",
     "ShaderLibrary",
+    "Transactions",
     "check",
     "compile_shader",
     "is_checking",

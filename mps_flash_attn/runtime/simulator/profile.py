@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
-from ... import _C
 from . import observe
 
-__all__ = ["Counters", "LaunchRecord", "Profile", "profile"]
+__all__ = ["Counters", "LaunchRecord", "Profile", "Transactions", "profile"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,29 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class Transactions:
+    """What the lanes of simdgroups asked of memory together, where a GPU serves all lanes of a simdgroup at once.
+
+    Attributes:
+        device_accesses: of simdgroups to tensors.
+        device_segments: aligned runs of 128 bytes that these touched, summed over accesses: what coalescing reduces.
+            Tensors count as aligned themselves.
+        threadgroup_accesses: of simdgroups to threadgroup memory.
+        threadgroup_passes: the most different words of 4 bytes that one of 32 banks had to give, summed over accesses.
+        threadgroup_conflicts: how many of the passes would go away if the words were spread evenly over the banks.
+    """
+
+    device_accesses: int = 0
+    device_segments: int = 0
+    threadgroup_accesses: int = 0
+    threadgroup_passes: int = 0
+    threadgroup_conflicts: int = 0
+
+    def __add__(self, other: Transactions) -> Transactions:
+        return Transactions(*(getattr(self, entry.name) + getattr(other, entry.name) for entry in fields(self)))
+
+
+@dataclass(frozen=True)
 class LaunchRecord:
     """One launch.
 
@@ -60,11 +82,13 @@ class LaunchRecord:
         kernel: its name.
         counters: what it did.
         seconds: how long the counting run took; nothing to compare with a run that is not counted.
+        transactions: what it asked of memory; zeros unless they were counted.
     """
 
     kernel: str
     counters: Counters
     seconds: float
+    transactions: Transactions = Transactions()
 
 
 @dataclass
@@ -72,26 +96,47 @@ class Profile:
     """The launches of a ``with profile()`` block, in order."""
 
     launches: list[LaunchRecord] = field(default_factory=list)
+    counts_transactions: bool = False
 
     @property
     def total(self) -> Counters:
         """The sum over all launches."""
         return sum((record.counters for record in self.launches), Counters())
 
+    @property
+    def transactions(self) -> Transactions:
+        """The sum over all launches."""
+        return sum((record.transactions for record in self.launches), Transactions())
+
     def launch(self, launch: observe.Launch) -> None:
         """Runs a launch and records it."""
-        begin = time.perf_counter()
-        counted: _C.Counters = launch.kernel.count(
-            launch.arguments, launch.threads, launch.group_size, launch.threadgroup_bytes, launch.os_threads
+        arguments = (
+            launch.arguments,
+            launch.threads,
+            launch.group_size,
+            launch.threadgroup_bytes,
+            launch.os_threads,
         )
+        begin = time.perf_counter()
+        transactions = Transactions()
+        if self.counts_transactions:
+            counted, asked = launch.kernel.count_transactions(*arguments)
+            transactions = Transactions(*(getattr(asked, entry.name) for entry in fields(Transactions)))
+        else:
+            counted = launch.kernel.count(*arguments)
         seconds = time.perf_counter() - begin
         counters = Counters(*(getattr(counted, entry.name) for entry in fields(Counters)))
-        self.launches.append(LaunchRecord(launch.name, counters, seconds))
+        self.launches.append(LaunchRecord(launch.name, counters, seconds, transactions))
 
 
 @contextlib.contextmanager
-def profile() -> Iterator[Profile]:
+def profile(*, transactions: bool = False) -> Iterator[Profile]:
     """Counts what the kernels do that the calling thread launches on the simulator.
+
+    Args:
+        transactions: whether `Transactions` are counted too, which takes several times as long. Lanes run one after
+            the other here: the n-th time that each lane of a simdgroup comes to a place in the code is taken for one
+            access.
 
     Returns:
         The record, which is filled while the block runs.
@@ -102,6 +147,6 @@ def profile() -> Iterator[Profile]:
         >>> p.total.device_bytes_read
         4096
     """
-    record = Profile()
+    record = Profile(counts_transactions=transactions)
     with observe.observing(record):
         yield record
