@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Capabilities:
     max_threads: int = 1024
     #: Whether kernels may be built for ``double``, which no Apple GPU has.
     float64: bool = False
+    #: What the matrix layer of ``msl/tile.h`` is made of, which decides the tiles that are fast.
+    matrix_unit: Literal["simdgroup_matrix", "mma"] = "simdgroup_matrix"
 
 
 class Runtime(Protocol):

@@ -28,7 +28,7 @@ from .ops.attention.function import Causal
 
 __all__ = ["DeviceStats", "Stats", "patch", "patched", "reset_stats", "stats", "unpatch"]
 
-_DISPATCH_KEYS = {"cpu": ("AutogradCPU", "CPU"), "mps": ("AutogradMPS", "MPS")}
+_DISPATCH_KEYS = {"cpu": ("AutogradCPU", "CPU"), "cuda": ("AutogradCUDA", "CUDA"), "mps": ("AutogradMPS", "MPS")}
 
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
@@ -58,7 +58,7 @@ def patch(devices: Iterable[str] = ("mps",)) -> None:
     ``nn.TransformerEncoderLayer`` is switched off meanwhile (``torch.backends.mha``): it would never call attention.
 
     Args:
-        devices: any of ``"mps"`` and ``"cpu"``.
+        devices: any of ``"mps"``, ``"cuda"`` and ``"cpu"``.
 
     Raises:
         ValueError: a device is none of these.
@@ -86,7 +86,7 @@ def patched(devices: Iterable[str] = ("mps",)) -> Iterator[None]:
     thread of the process, not only for the one in the block. It can decorate a function too.
 
     Args:
-        devices: any of ``"mps"`` and ``"cpu"``.
+        devices: any of ``"mps"``, ``"cuda"`` and ``"cpu"``.
 
     Raises:
         ValueError: a device is none of these.

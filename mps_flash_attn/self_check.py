@@ -126,3 +126,5 @@ def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], 
 def _wait(device: str) -> None:
     if device == "mps":
         torch.mps.synchronize()
+    elif device == "cuda":
+        torch.cuda.synchronize()

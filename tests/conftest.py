@@ -1,13 +1,19 @@
-"""Fixtures and the tolerance rule that all tests share."""
+"""Fixtures that all tests share, and the choice of the runtime that CPU tensors are computed by."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from mps_flash_attn.ops import calls
+from mps_flash_attn.runtime import base
 
 # A first example compiles kernels, so no deadline; hypothesis prints the example and how to run it again.
 hypothesis.settings.register_profile("package", deadline=None, print_blob=True)
@@ -24,3 +30,52 @@ def seed() -> int:
     print(f"{SEED_VARIABLE}={value}")
     torch.manual_seed(value)
     return value
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--runtime",
+        choices=("simulator", "cuda"),
+        default="simulator",
+        help="what computes the operations' tests; cuda copies their CPU tensors to an NVIDIA GPU and back",
+    )
+
+
+def _on_gpu(config: pytest.Config) -> bool:
+    return bool(config.getoption("--runtime") == "cuda")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what the runtime at hand cannot do, each with its reason."""
+    reason = base.why_not("cuda")
+    no_gpu = pytest.mark.skip(reason=f"needs an NVIDIA GPU: {reason}")
+    no_simulator = pytest.mark.skip(reason="looks into the simulator, which --runtime cuda puts aside")
+    for item in items:
+        if reason is not None and item.get_closest_marker("cuda"):
+            item.add_marker(no_gpu)
+        if _on_gpu(config) and _asks_simulator(item):
+            item.add_marker(no_simulator)
+
+
+def _asks_simulator(item: pytest.Item) -> bool:
+    """Whether a test is about checks and counters of the simulator, or about runtimes themselves."""
+    folder, name = item.path.relative_to(Path(__file__).parent).parts[0], item.path.stem
+    return folder in ("apple", "simulator", "runtime") or name.endswith(("_checks", "_counters"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runtime(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With ``--runtime cuda``, CPU tensors are computed on the GPU."""
+    if not _on_gpu(request.config):
+        yield
+        return
+    load = base.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            base, "load", lambda name: importlib.import_module("tests.on_gpu") if name == "simulator" else load(name)
+        )
+        base.for_device.cache_clear()
+        calls.forget()
+        yield
+    base.for_device.cache_clear()
+    calls.forget()

@@ -1,4 +1,7 @@
 // Copies from device to threadgroup memory by all threads of a threadgroup.
+//
+// On NVIDIA's GPUs they go on while the threads compute: a kernel ends a group of copies with `finish_copies` in each
+// thread, followed by a barrier, before it reads what was copied. On Apple's the copies are over when `stage` returns.
 #pragma once
 
 #include "msl/types.h"
@@ -14,6 +17,22 @@ constexpr short staged_chunks() {
     return ROWS * staged_stride<COLUMNS>() / CHUNK_ELEMENTS;
 }
 
+// Copies one chunk, or writes zeros where it is not inside.
+inline void copy_chunk(threadgroup chunk* target, const device chunk* source, bool inside) {
+#if defined(METAL_ON_CUDA)
+    simt::start_copy(target, source, inside);
+#else
+    *target = inside ? *source : chunk(0);
+#endif
+}
+
+// Waits for the copies that this thread started.
+inline void finish_copies() {
+#if defined(METAL_ON_CUDA)
+    simt::finish_copies();
+#endif
+}
+
 // Stages ROWS x COLUMNS elements; what lies outside `rows` x `columns` becomes 0.
 //
 // Define: ALIGNED, 1 when every row of `source` starts at a multiple of 16 bytes and `columns` is a whole number of
@@ -23,15 +42,19 @@ inline void stage(threadgroup chunk* target, const device element* source, long 
                   ushort thread_index) {
     constexpr short LD = staged_stride<COLUMNS>();
 #if ALIGNED
-    constexpr short ROW_CHUNKS = COLUMNS / CHUNK_ELEMENTS;
-    for (short n = thread_index; n < ROWS * ROW_CHUNKS; n += THREAD_COUNT) {
-        const short i = n / ROW_CHUNKS, j = n % ROW_CHUNKS * CHUNK_ELEMENTS;
-        const bool inside = i < rows && j < columns;
-        target[(i * LD + j) / CHUNK_ELEMENTS] = inside ? *(const device chunk*)(source + i * row_stride + j) : chunk(0);
+    constexpr short ROW_CHUNKS = COLUMNS / CHUNK_ELEMENTS, STEP = THREAD_COUNT / ROW_CHUNKS;  // rows at a time
+    const int i = thread_index / ROW_CHUNKS, j = thread_index % ROW_CHUNKS * CHUNK_ELEMENTS;
+    source += i * row_stride + j;
+    target += (i * LD + j) / CHUNK_ELEMENTS;
+    rows = j < columns ? rows - i : 0;
+    for (short row = 0; row < ROWS; row += STEP) {
+        if ((ROWS % STEP == 0 || i + row < ROWS) && (THREAD_COUNT % ROW_CHUNKS == 0 || i < STEP))
+            copy_chunk(target + row * LD / CHUNK_ELEMENTS, (const device chunk*)source, row < rows);
+        source += STEP * row_stride;
     }
 #else
     threadgroup element* elements = (threadgroup element*)target;
-    for (short n = thread_index; n < ROWS * COLUMNS; n += THREAD_COUNT) {
+    for (int n = thread_index; n < ROWS * COLUMNS; n += THREAD_COUNT) {
         const short i = n / COLUMNS, j = n % COLUMNS;
         const bool inside = i < rows && j < columns;
         elements[i * LD + j] = inside ? source[i * row_stride + j] : element(0);

@@ -11,7 +11,8 @@
 using mask_element = MASK_ELEMENT;
 
 struct ScoreMask {
-    accum scale;        // of a score
+    accum scale;        // that `apply` multiplies a product q k by
+    accum unit;         // that is left to multiply it by: scores are kept in this unit, which is positive
     int queries, keys;  // Lq and Lk
     int causal_offset;  // the last key that query i sees is i + causal_offset
     const device mask_element* values;
@@ -21,12 +22,18 @@ struct ScoreMask {
     int visible_keys(int last) const thread { return CAUSAL ? clamp(last + 1 + causal_offset, 0, keys) : keys; }
     // The first query that sees a key from `first` on.
     int first_query(int first) const thread { return CAUSAL ? max(first - causal_offset, 0) : 0; }
-    // Whether some element of the tile with this first query and key needs more than the scale.
-    bool touches(int i0, int j0) const thread {
-        const bool edge = i0 + TILE > queries || j0 + TILE > keys;
-        return MASK != MASK_NONE || edge || (CAUSAL && j0 + TILE - 1 > i0 + causal_offset);
+    // Splits the factor of all scores, so that `apply` has nothing to do where no mask is.
+    void set_scale(accum factor) thread {
+        const bool late = MASK != MASK_ADDITIVE && factor > 0;
+        scale = late ? accum(1) : factor;
+        unit = late ? factor : accum(1);
     }
-    // The score of query i and key j in base 2, -inf where the key is hidden.
+    // Whether some product of `rows` queries from i0 and `columns` keys from j0 is not a score in `unit` as it is.
+    bool touches(int i0, int j0, int rows, int columns) const thread {
+        const bool edge = i0 + rows > queries || j0 + columns > keys;
+        return MASK != MASK_NONE || scale != accum(1) || edge || (CAUSAL && j0 + columns - 1 > i0 + causal_offset);
+    }
+    // The score of query i and key j in `unit`, -inf where the key is hidden.
     accum score(accum s, int i, int j) const thread {
         s *= scale;
         const bool hidden = i >= queries || j >= keys || (CAUSAL && j > i + causal_offset);
@@ -38,17 +45,15 @@ struct ScoreMask {
 #endif
         return s;
     }
-    // Turns the products q k of a tile into masked scores. Rows are queries and columns keys, or with TRANSPOSED the
-    // other way round.
+    // Turns the products q k of a tile into scores. Rows are queries and columns keys, or with TRANSPOSED the other way
+    // round.
     template <bool TRANSPOSED>
     void apply(thread TileC& s, int i0, int j0, ushort lane) const thread {
-        const bool masked = touches(i0, j0);
         for (short row = 0; row < 2; row++)
             for (short column = 0; column < 4; column++) {
                 const short r = tile_row(lane, row), c = tile_col(lane, column);
                 const int i = i0 + (TRANSPOSED ? c : r), j = j0 + (TRANSPOSED ? r : c);
-                thread accum& value = s.at(row, column);
-                value = masked ? score(value, i, j) : value * scale;
+                s.at(row, column) = score(s.at(row, column), i, j);
             }
     }
 };

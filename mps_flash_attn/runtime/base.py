@@ -17,7 +17,7 @@ RUNTIME_VARIABLE = "MPS_FLASH_ATTN_RUNTIME"
 
 
 #: The runtimes of each device type, the preferred one first.
-RUNTIMES = {"cpu": ("simulator",), "mps": ("metal", "torch_mps")}
+RUNTIMES = {"cpu": ("simulator",), "cuda": ("cuda",), "mps": ("metal", "torch_mps")}
 
 
 def load(name: str) -> Runtime:

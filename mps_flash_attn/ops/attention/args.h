@@ -27,7 +27,7 @@ static_assert(sizeof(AttentionArgs) == ARGS_BYTES, "args.h and the packing in la
 // The scores' scale and masks for one head.
 inline ScoreMask score_mask(constant AttentionArgs& args, const device mask_element* values, int batch, int head) {
     ScoreMask mask;
-    mask.scale = args.scale;
+    mask.set_scale(args.scale);
     mask.queries = args.queries;
     mask.keys = args.keys;
     mask.causal_offset = args.causal_offset;

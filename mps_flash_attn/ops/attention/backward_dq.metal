@@ -1,7 +1,7 @@
 // dQ = scale dS K with dS = P (dO V^T - delta) and P = exp(S - lse) recomputed: FlashAttention-2 (arXiv:2307.08691),
 // algorithm 2, its query side.
 //
-// A threadgroup takes BQ queries of one head, 16 to a simdgroup, and walks over blocks of BK keys.
+// A threadgroup takes BQ queries of one head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BK keys.
 // Grid: (ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads.
 #include "msl/copy.h"
 #include "msl/mask.h"
@@ -9,6 +9,7 @@
 #include "msl/tile.h"
 #include "ops/attention/args.h"
 #include "ops/attention/operand.h"
+#include "ops/attention/staged_pair.h"
 
 kernel void attention_backward_dq(
     const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
@@ -17,48 +18,62 @@ kernel void attention_backward_dq(
     constant AttentionArgs& args [[buffer(8)]], uint3 block [[threadgroup_position_in_grid]],
     uint3 blocks [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
-    threadgroup chunk k_tile[staged_chunks<BK, BD>()];
-    threadgroup chunk v_tile[staged_chunks<BK, BD>()];
+    threadgroup chunk tiles[pair_chunks<BK>()];
 
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
     const ScoreMask mask = score_mask(args, attn_mask, batch, head);
     const int block_row = (blocks.x - 1 - block.x) * BQ;  // causal blocks with most keys start first
-    const int i0 = block_row + simdgroup * TILE;
-    const int rows = mask.queries - i0;  // of this simdgroup's tile; may exceed 16 or be negative
+    const int i0 = block_row + simdgroup * OWN_ROWS;
+    const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
     const int block_keys = mask.visible_keys(block_row + BQ - 1);
-    const int tile_keys = rows > 0 ? mask.visible_keys(i0 + TILE - 1) : 0;
-    k += matrix_offset(args.k_stride, batch, key_head);
-    v += matrix_offset(args.v_stride, batch, key_head);
+    const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
+    const long q_stride = args.q_stride[2], do_stride = args.do_stride[2];
+    q += matrix_offset(args.q_stride, batch, head);
+    d_o += matrix_offset(args.do_stride, batch, head);
 
     Rows q_rows, do_rows;
-    q_rows.start(q + matrix_offset(args.q_stride, batch, head) + i0 * args.q_stride[2], args.q_stride[2], rows, D,
-                 lane);
-    do_rows.start(d_o + matrix_offset(args.do_stride, batch, head) + i0 * args.do_stride[2], args.do_stride[2], rows, D,
-                  lane);
+#if HOLD == HOLD_STAGED
+    threadgroup chunk q_tile[staged_chunks<BQ, BD>()];
+    threadgroup chunk do_tile[staged_chunks<BQ, BD>()];
+    const int valid = mask.queries - block_row;
+    stage<BQ, BD, THREADS>(q_tile, q + block_row * q_stride, q_stride, valid, D, thread_index);
+    stage<BQ, BD, THREADS>(do_tile, d_o + block_row * do_stride, do_stride, valid, D, thread_index);
+    q_rows.start(q_tile, simdgroup);
+    do_rows.start(do_tile, simdgroup);
+#else
+    q_rows.start(q + i0 * q_stride, q_stride, rows, D, lane);
+    do_rows.start(d_o + i0 * do_stride, do_stride, rows, D, lane);
+#endif
     const long first_row = (batch * args.query_heads + head) * args.queries + i0;
-    const rows_t lse_rows = load_rows(lse + first_row, rows, lane);
-    const rows_t delta_rows = load_rows(delta + first_row, rows, lane);
-    TileC acc[BD / TILE];
-    for (short d = 0; d < BD / TILE; d++) clear(acc[d]);
+    rows_t lse_rows[ROW_TILES], delta_rows[ROW_TILES];
+    for (short r = 0; r < ROW_TILES; r++) {
+        lse_rows[r] = load_rows(lse + first_row + r * TILE, rows - r * TILE, lane);
+        delta_rows[r] = load_rows(delta + first_row + r * TILE, rows - r * TILE, lane);
+    }
+    TileC acc[ROW_TILES][BD / TILE];
+    clear(acc);
 
+    k += matrix_offset(args.k_stride, batch, key_head);
+    v += matrix_offset(args.v_stride, batch, key_head);
+    StagedPair<BK> pair = {tiles, k, v, args.k_stride[2], args.v_stride[2], mask.keys, D, thread_index, 0};
+    pair.start(k, v, 0);
     for (int j0 = 0; j0 < block_keys; j0 += BK) {
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        stage<BK, BD, THREADS>(k_tile, k + j0 * args.k_stride[2], args.k_stride[2], mask.keys - j0, D, thread_index);
-        stage<BK, BD, THREADS>(v_tile, v + j0 * args.v_stride[2], args.v_stride[2], mask.keys - j0, D, thread_index);
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (j0 >= tile_keys) continue;
+        pair.prepare(j0);
+        pair.wait(j0, block_keys);
+        if (j0 >= own_keys) continue;
 
-        TileC s[BK / TILE], dp[BK / TILE];
-        q_rows.times_transposed(s, (const threadgroup element*)k_tile);    // S = Q K^T
-        do_rows.times_transposed(dp, (const threadgroup element*)v_tile);  // dP = dO V^T
-        for (short j = 0; j < BK / TILE; j++) {
-            mask.apply<false>(s[j], i0, j0 + j * TILE, lane);
-            weights_and_gradient(s[j], dp[j], lse_rows, delta_rows);  // dS = P (dP - delta)
-        }
-        add_product(acc, dp, (const threadgroup element*)k_tile);  // dQ += dS K
+        TileC s[ROW_TILES][BK / TILE], dp[ROW_TILES][BK / TILE];
+        q_rows.times_transposed(s, pair.first_tile());     // S = Q K^T
+        do_rows.times_transposed(dp, pair.second_tile());  // dP = dO V^T
+        if (mask.touches(i0, j0, OWN_ROWS, BK)) apply<false>(mask, s, i0, j0, lane);
+        for (short r = 0; r < ROW_TILES; r++)
+            for (short j = 0; j < BK / TILE; j++)
+                weights_and_gradient(s[r][j], dp[r][j], mask.unit, lse_rows[r], delta_rows[r]);  // dS = P (dP - delta)
+        add_product(acc, dp, pair.first_tile());                                                 // dQ += dS K
     }
 
+    rows_t scale[ROW_TILES];
+    for (short r = 0; r < ROW_TILES; r++) scale[r] = rows_t(args.scale);
     dq += matrix_offset(args.dq_stride, batch, head) + i0 * args.dq_stride[2];
-    for (short d = 0; d < BD / TILE; d++)
-        store(acc[d], rows_t(args.scale), dq + d * TILE, args.dq_stride[2], rows, D - d * TILE, lane);
+    store(acc, scale, dq, args.dq_stride[2], rows, D, lane);
 }

@@ -1,7 +1,8 @@
 // O = softmax(scale Q K^T + mask) V and the log-sum-exp of each row: FlashAttention-2 (arXiv:2307.08691), algorithm 1.
 //
-// A threadgroup takes BQ queries of one head, 16 to a simdgroup, and walks over blocks of BK keys.
-// Grid: (ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads.
+// A threadgroup takes BQ queries of one head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BK keys. The copy
+// of a block's values goes on while its scores are computed, that of the next block's keys while its weights are
+// applied. Grid: (ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads.
 #include "msl/copy.h"
 #include "msl/mask.h"
 #include "msl/softmax.h"
@@ -23,40 +24,54 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
     const ScoreMask mask = score_mask(args, attn_mask, batch, head);
     const int block_row = (blocks.x - 1 - block.x) * BQ;  // causal blocks with most keys start first
-    const int i0 = block_row + simdgroup * TILE;
-    const int rows = mask.queries - i0;  // of this simdgroup's tile; may exceed 16 or be negative
+    const int i0 = block_row + simdgroup * OWN_ROWS;
+    const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
     const int block_keys = mask.visible_keys(block_row + BQ - 1);
-    const int tile_keys = rows > 0 ? mask.visible_keys(i0 + TILE - 1) : 0;
+    const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
+    const long q_stride = args.q_stride[2], k_stride = args.k_stride[2], v_stride = args.v_stride[2];
+    q += matrix_offset(args.q_stride, batch, head);
     k += matrix_offset(args.k_stride, batch, key_head);
     v += matrix_offset(args.v_stride, batch, key_head);
 
     Rows q_rows;
-    q_rows.start(q + matrix_offset(args.q_stride, batch, head) + i0 * args.q_stride[2], args.q_stride[2], rows, D,
-                 lane);
-    OnlineSoftmax softmax;
-    softmax.start();
-    TileC acc[BD / TILE];
-    for (short d = 0; d < BD / TILE; d++) clear(acc[d]);
+#if HOLD == HOLD_STAGED
+    threadgroup chunk q_tile[staged_chunks<BQ, BD>()];
+    stage<BQ, BD, THREADS>(q_tile, q + block_row * q_stride, q_stride, mask.queries - block_row, D, thread_index);
+    q_rows.start(q_tile, simdgroup);
+#else
+    q_rows.start(q + i0 * q_stride, q_stride, rows, D, lane);
+#endif
+    OnlineSoftmax softmax[ROW_TILES];
+    for (short r = 0; r < ROW_TILES; r++) softmax[r].start(mask.unit);
+    TileC acc[ROW_TILES][BD / TILE];
+    clear(acc);
 
+    if (block_keys > 0) stage<BK, BD, THREADS>(k_tile, k, k_stride, mask.keys, D, thread_index);
     for (int j0 = 0; j0 < block_keys; j0 += BK) {
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        stage<BK, BD, THREADS>(k_tile, k + j0 * args.k_stride[2], args.k_stride[2], mask.keys - j0, D, thread_index);
-        stage<BK, BD, THREADS>(v_tile, v + j0 * args.v_stride[2], args.v_stride[2], mask.keys - j0, D, thread_index);
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (j0 >= tile_keys) continue;
+        TileC s[ROW_TILES][BK / TILE];
+        finish_copies();
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // the keys are there, the values before are used
+        stage<BK, BD, THREADS>(v_tile, v + j0 * v_stride, v_stride, mask.keys - j0, D, thread_index);
+        if (j0 < own_keys) q_rows.times_transposed(s, (const threadgroup element*)k_tile);  // S = Q K^T
 
-        TileC s[BK / TILE];
-        q_rows.times_transposed(s, (const threadgroup element*)k_tile);  // S = Q K^T
-        for (short j = 0; j < BK / TILE; j++) mask.apply<false>(s[j], i0, j0 + j * TILE, lane);
-        const rows_t factor = softmax.update(s);  // P = exp(S - m)
-        for (short d = 0; d < BD / TILE; d++) scale_rows(acc[d], factor);
+        finish_copies();
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // the values are there, the keys are used
+        const int next = j0 + BK;
+        if (next < block_keys)
+            stage<BK, BD, THREADS>(k_tile, k + next * k_stride, k_stride, mask.keys - next, D, thread_index);
+        if (j0 >= own_keys) continue;
+        if (mask.touches(i0, j0, OWN_ROWS, BK)) apply<false>(mask, s, i0, j0, lane);
+        for (short r = 0; r < ROW_TILES; r++) {
+            const rows_t factor = softmax[r].update(s[r]);  // P = exp(S - m)
+            for (short d = 0; d < BD / TILE; d++) scale_rows(acc[r][d], factor);
+        }
         add_product(acc, s, (const threadgroup element*)v_tile);  // O += P V
     }
 
-    const rows_t inverse = softmax.finish();
+    rows_t inverse[ROW_TILES];
+    for (short r = 0; r < ROW_TILES; r++) inverse[r] = softmax[r].finish();
     o += matrix_offset(args.o_stride, batch, head) + i0 * args.o_stride[2];
-    for (short d = 0; d < BD / TILE; d++)
-        store(acc[d], inverse, o + d * TILE, args.o_stride[2], rows, D - d * TILE, lane);
+    store(acc, inverse, o, args.o_stride[2], rows, D, lane);
     lse += (batch * args.query_heads + head) * args.queries + i0;
-    store_rows(softmax.log_sum_exp(), lse, rows, lane);
+    for (short r = 0; r < ROW_TILES; r++) store_rows(softmax[r].log_sum_exp(), lse + r * TILE, rows - r * TILE, lane);
 }

@@ -1,20 +1,38 @@
 // The two products of attention: rows kept by a simdgroup times rows staged in threadgroup memory.
 //
-// Defines: BD, head size rounded up to whole tiles; HOLD, 1 when a simdgroup keeps its 16 rows in registers, 0 when it
-// reads them again for every block because they would not fit.
+// Defines: BD, head size rounded up to whole tiles; ROW_TILES, tiles of 16 rows that a simdgroup keeps, which share
+// what it loads of the staged rows; HOLD, where the kept rows are, one of the values below.
 #pragma once
 
 #include "msl/copy.h"
+#include "msl/mask.h"
 #include "msl/tile.h"
 
-// Sixteen rows of a matrix [L][D] as left operands, one simdgroup's own.
+#define HOLD_NOWHERE 0    // read again from device memory for every block, because they fit nowhere else
+#define HOLD_REGISTERS 1  // loaded once
+#define HOLD_STAGED 2     // in threadgroup memory
+
+constant constexpr short OWN_ROWS = ROW_TILES * TILE;
+
+// A simdgroup's own rows of a matrix [L][D] as left operands.
 struct Rows {
+#if HOLD == HOLD_STAGED
+    const threadgroup element* staged_rows;
+
+    void start(const threadgroup chunk* tile, ushort simdgroup) thread {
+        staged_rows = (const threadgroup element*)tile + simdgroup * OWN_ROWS * staged_stride<BD>();
+    }
+    void load(thread TileA<element>& a, short r, short d) const thread {
+        constexpr short LD = staged_stride<BD>();
+        load_a<LD>(a, staged_rows + r * TILE * LD + d * TILE);
+    }
+#else
     const device element* source;
     long row_stride;
     int rows, columns;
     ushort lane;
-#if HOLD
-    TileA<element> held[BD / TILE];
+#if HOLD == HOLD_REGISTERS
+    TileA<element> held[ROW_TILES][BD / TILE];
 #endif
 
     // `source` points to the first row; rows and columns past `rows` and `columns` are 0.
@@ -24,43 +42,78 @@ struct Rows {
         this->rows = rows;
         this->columns = columns;
         this->lane = lane;
-#if HOLD
-        for (short d = 0; d < BD / TILE; d++)
-            load_a(held[d], source + d * TILE, row_stride, rows, columns - d * TILE, lane);
+#if HOLD == HOLD_REGISTERS
+        for (short r = 0; r < ROW_TILES; r++)
+            for (short d = 0; d < BD / TILE; d++) read(held[r][d], r, d);
 #endif
     }
-    // products[n] = rows * staged^T, for 16 staged rows each; staged is [N * 16][BD].
-    template <short N>
-    void times_transposed(thread TileC (&products)[N], const threadgroup element* staged) thread {
-        constexpr short LD = staged_stride<BD>();
-        for (short n = 0; n < N; n++) clear(products[n]);
-        for (short d = 0; d < BD / TILE; d++) {
-#if HOLD
-            thread const TileA<element>& a = held[d];
+    void read(thread TileA<element>& a, short r, short d) const thread {
+        load_a(a, source + r * TILE * row_stride + d * TILE, row_stride, rows - r * TILE, columns - d * TILE, lane);
+    }
+    void load(thread TileA<element>& a, short r, short d) const thread {
+#if HOLD == HOLD_REGISTERS
+        a = held[r][d];
 #else
-            TileA<element> a;
-            load_a(a, source + d * TILE, row_stride, rows, columns - d * TILE, lane);
+        read(a, r, d);
 #endif
+    }
+#endif
+
+    // products[r][n] = rows * staged^T, for 16 staged rows each; staged is [N * 16][BD].
+    template <short N>
+    void times_transposed(thread TileC (&products)[ROW_TILES][N], const threadgroup element* staged) const thread {
+        constexpr short LD = staged_stride<BD>();
+        for (short r = 0; r < ROW_TILES; r++)
+            for (short n = 0; n < N; n++) clear(products[r][n]);
+        for (short d = 0; d < BD / TILE; d++) {
+            TileA<element> a[ROW_TILES];
+            for (short r = 0; r < ROW_TILES; r++) load(a[r], r, d);
             for (short n = 0; n < N; n++) {
                 TileB<element> b;
                 load_bt<LD>(b, staged + n * TILE * LD + d * TILE);
-                mma(products[n], a, b);
+                for (short r = 0; r < ROW_TILES; r++) mma(products[r][n], a[r], b);
             }
         }
     }
 };
 
-// acc += weights * staged; weights is [16][N * 16], rounded to `element`, staged [N * 16][BD], acc [16][BD].
+// acc += weights * staged; weights is [OWN_ROWS][N * 16], rounded to `element`, staged [N * 16][BD], acc
+// [OWN_ROWS][BD].
 template <short N>
-inline void add_product(thread TileC (&acc)[BD / TILE], thread TileC (&weights)[N], const threadgroup element* staged) {
+inline void add_product(thread TileC (&acc)[ROW_TILES][BD / TILE], thread TileC (&weights)[ROW_TILES][N],
+                        const threadgroup element* staged) {
     constexpr short LD = staged_stride<BD>();
     for (short n = 0; n < N; n++) {
-        TileA<element> a;
-        to_a(a, weights[n]);
+        TileA<element> a[ROW_TILES];
+        for (short r = 0; r < ROW_TILES; r++) to_a(a[r], weights[r][n]);
         for (short d = 0; d < BD / TILE; d++) {
             TileB<element> b;
             load_b<LD>(b, staged + n * TILE * LD + d * TILE);
-            mma(acc[d], a, b);
+            for (short r = 0; r < ROW_TILES; r++) mma(acc[r][d], a[r], b);
         }
     }
+}
+
+// Turns products q k into masked scores; i0 and j0 are the first query and the first key, see ScoreMask::apply.
+template <bool TRANSPOSED, short N>
+inline void apply(thread const ScoreMask& mask, thread TileC (&s)[ROW_TILES][N], int i0, int j0, ushort lane) {
+    for (short r = 0; r < ROW_TILES; r++)
+        for (short n = 0; n < N; n++) {
+            const short own = r * TILE, staged = n * TILE;
+            mask.apply<TRANSPOSED>(s[r][n], i0 + (TRANSPOSED ? staged : own), j0 + (TRANSPOSED ? own : staged), lane);
+        }
+}
+
+inline void clear(thread TileC (&acc)[ROW_TILES][BD / TILE]) {
+    for (short r = 0; r < ROW_TILES; r++)
+        for (short d = 0; d < BD / TILE; d++) clear(acc[r][d]);
+}
+
+// Writes the rows of acc, those of tile r multiplied by factor[r]; `target` points to the first.
+inline void store(thread TileC (&acc)[ROW_TILES][BD / TILE], thread const rows_t (&factor)[ROW_TILES],
+                  device element* target, long row_stride, int rows, int columns, ushort lane) {
+    for (short r = 0; r < ROW_TILES; r++)
+        for (short d = 0; d < BD / TILE; d++)
+            store(acc[r][d], factor[r], target + r * TILE * row_stride + d * TILE, row_stride, rows - r * TILE,
+                  columns - d * TILE, lane);
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import functools
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +23,6 @@ MAX_HEAD_SIZE = 256
 _FOLDER = "ops/attention"
 _TILE = 16  # rows and columns of the matrix layer's unit
 _LANES = 32
-_SIMDGROUPS = 4
 _CHUNK_BYTES = 16  # what a lane moves at once
 #: 32-bit registers a lane may spend on rows and accumulators before rows are read again for each block instead.
 _REGISTERS = 128
@@ -71,48 +73,162 @@ class Problem:
         return accumulator(self.dtype)
 
 
+class _Hold(enum.IntEnum):
+    """Where a simdgroup keeps its own rows, as in ``operand.h``."""
+
+    NOWHERE = 0
+    REGISTERS = 1
+    STAGED = 2
+
+
 @dataclass(frozen=True)
 class _Tiles:
-    """Tile sizes of one kernel: ``own`` rows a threadgroup keeps, ``staged`` rows a block brings."""
+    """How a kernel cuts its work.
 
-    own: int
+    Attributes:
+        staged: rows that a block brings to threadgroup memory, of two matrices.
+        simdgroups: of a threadgroup.
+        row_tiles: tiles of 16 rows that each of them keeps.
+        hold: where they keep them.
+        pad: 1 to keep the rows of staged tiles apart by 16 bytes.
+        buffers: 2 to copy a block while the one before it is used.
+        stage_values: whether the numbers of each staged row are staged with it.
+    """
+
     staged: int
-    pad: int
-    threadgroup_bytes: int
+    simdgroups: int = 4
+    row_tiles: int = 1
+    hold: _Hold = _Hold.REGISTERS
+    pad: int = 1
+    buffers: int = 1
     stage_values: bool = True
 
     @property
+    def own(self) -> int:
+        """Rows that a threadgroup keeps."""
+        return _TILE * self.simdgroups * self.row_tiles
+
+    @property
     def threads(self) -> int:
-        return _LANES * _SIMDGROUPS
+        return _LANES * self.simdgroups
+
+    def threadgroup_bytes(self, problem: Problem, kernel: _Kernel) -> int:
+        """Of all tiles and values."""
+        row = _padded_head(problem) * problem.dtype.itemsize + self.pad * _CHUNK_BYTES
+        held = self.own * kernel.matrices * row if self.hold == _Hold.STAGED else 0
+        values = kernel.values * max(problem.dtype.itemsize, 4) if self.stage_values else 0
+        return held + self.buffers * self.staged * (2 * row + values)
+
+    def defines(self) -> tuple[Define, ...]:
+        """Those of ``copy.h``, ``operand.h`` and ``staged_pair.h``."""
+        return (
+            ("THREADS", self.threads),
+            ("ROW_TILES", self.row_tiles),
+            ("HOLD", int(self.hold)),
+            ("PAD", self.pad),
+            ("BUFFERS", self.buffers),
+        )
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """What the tiles of a kernel depend on.
+
+    Attributes:
+        name: of its file.
+        matrices: that a simdgroup keeps rows of.
+        accumulators: matrices that it sums up, likewise.
+        values: numbers that are staged with each row of a block.
+        mma: tiles on NVIDIA's matrix units by the bytes of an element, each with the largest head size it is for.
+    """
+
+    name: str
+    matrices: int
+    accumulators: int
+    values: int
+    mma: Mapping[int, tuple[tuple[int, _Tiles], ...]]
+
+
+_FORWARD = _Kernel(
+    "forward",
+    matrices=1,
+    accumulators=1,
+    values=0,
+    mma={
+        2: (
+            (64, _Tiles(96, row_tiles=2, hold=_Hold.STAGED)),
+            (128, _Tiles(64, row_tiles=2, hold=_Hold.STAGED)),
+            (256, _Tiles(32, hold=_Hold.STAGED)),
+        ),
+        4: (
+            (64, _Tiles(32, row_tiles=2, hold=_Hold.STAGED)),
+            (128, _Tiles(16, row_tiles=2, hold=_Hold.STAGED)),
+        ),
+    },
+)
+_DQ = _Kernel(
+    "backward_dq",
+    matrices=2,
+    accumulators=1,
+    values=0,
+    mma={
+        2: (
+            (64, _Tiles(64, row_tiles=2, hold=_Hold.STAGED, buffers=2)),
+            (128, _Tiles(32, row_tiles=2, hold=_Hold.STAGED, buffers=2)),
+            (256, _Tiles(32, hold=_Hold.STAGED)),
+        ),
+        4: (
+            (64, _Tiles(32, row_tiles=2, hold=_Hold.STAGED)),
+            (128, _Tiles(32, hold=_Hold.STAGED)),
+        ),
+    },
+)
+_DKV = _Kernel(
+    "backward_dkv",
+    matrices=2,
+    accumulators=2,
+    values=2,
+    mma={
+        2: (
+            (64, _Tiles(48, row_tiles=2, hold=_Hold.STAGED, buffers=2)),
+            (128, _Tiles(64, simdgroups=8, hold=_Hold.STAGED, buffers=2)),
+        ),
+        4: (
+            (64, _Tiles(32, hold=_Hold.STAGED)),
+            (128, _Tiles(16, hold=_Hold.STAGED)),
+        ),
+    },
+)
+
+#: The tiles of all else, the largest first; those that fit best hold their rows in registers.
+_SIMDGROUP_TILES = (_Tiles(32), _Tiles(16), _Tiles(16, pad=0), _Tiles(16, pad=0, stage_values=False))
 
 
 def _padded_head(problem: Problem) -> int:
     return -(-problem.head_size // _TILE) * _TILE
 
 
-def _tiles(problem: Problem, capabilities: Capabilities, *, values: int) -> _Tiles:
-    """The largest tiles that fit: two staged matrices and ``values`` numbers for each staged row.
+def _tiles(problem: Problem, capabilities: Capabilities, kernel: _Kernel) -> _Tiles:
+    """The first of the device's tiles that fit.
 
     float64 exists for checks only and takes the tiles of float32, in twice the memory.
     """
+    # Whether a simdgroup's rows and its accumulators, 16 rows each, fit in registers.
     size = min(problem.dtype.itemsize, 4)
-    scale = problem.dtype.itemsize // size
-    for staged, pad, stage_values in ((32, 1, True), (16, 1, True), (16, 0, True), (16, 0, False)):
-        row = _padded_head(problem) * size + pad * _CHUNK_BYTES
-        used = staged * (2 * row + (values * 4 if stage_values else 0))
-        if used <= capabilities.threadgroup_bytes:
-            return _Tiles(_TILE * _SIMDGROUPS, staged, pad, used * scale, stage_values)
+    words_a_lane = _TILE * _padded_head(problem) * (kernel.matrices * size + kernel.accumulators * 4) // (4 * _LANES)
+    hold = _Hold.REGISTERS if words_a_lane <= _REGISTERS else _Hold.NOWHERE
+    choices = [dataclasses.replace(tiles, hold=hold) for tiles in _SIMDGROUP_TILES]
+    if capabilities.matrix_unit == "mma":
+        fast = kernel.mma.get(problem.dtype.itemsize, ())
+        choices = [tiles for largest, tiles in fast if problem.head_size <= largest][:1] + choices
+    available = capabilities.threadgroup_bytes * (problem.dtype.itemsize // size)
+    for tiles in choices:
+        if tiles.threadgroup_bytes(problem, kernel) <= available:
+            return tiles
     raise UnsupportedError(
         f"head size {problem.head_size} in {problem.dtype} needs more than "
         f"{capabilities.threadgroup_bytes} bytes of threadgroup memory"
     )
-
-
-def _hold(problem: Problem, *, rows: int, accumulators: int) -> int:
-    """Whether a simdgroup's ``rows`` operands and its accumulators, 16 rows each, fit in registers."""
-    size = min(problem.dtype.itemsize, 4)
-    words_a_lane = _TILE * _padded_head(problem) * (rows * size + accumulators * 4) // (4 * _LANES)
-    return int(words_a_lane <= _REGISTERS)
 
 
 def _params() -> ParamStruct:
@@ -159,28 +275,26 @@ def _refuse(problem: Problem, capabilities: Capabilities) -> None:
         raise UnsupportedError(f"sequence lengths {problem.queries} and {problem.keys} do not fit in 32 bits")
 
 
-def _over_queries(name: str, problem: Problem, capabilities: Capabilities, *, rows: int) -> Launch:
+def _over_queries(kernel: _Kernel, problem: Problem, capabilities: Capabilities) -> Launch:
     """A kernel whose threadgroups keep queries and walk over staged keys and values."""
-    tiles = _tiles(problem, capabilities, values=0)
-    k, v = problem.layouts[1:3]
-    defines: tuple[Define, ...] = (
-        *_common_defines(problem),
-        ("BQ", tiles.own),
-        ("BK", tiles.staged),
-        ("BD", _padded_head(problem)),
-        ("THREADS", tiles.threads),
-        ("PAD", tiles.pad),
-        ("ALIGNED", int(k.aligned and v.aligned)),
-        ("HOLD", _hold(problem, rows=rows, accumulators=1)),
-    )
+    tiles = _tiles(problem, capabilities, kernel)
+    q, k, v = problem.layouts[:3]
+    aligned = (k, v) if tiles.hold != _Hold.STAGED else (q, k, v, *problem.layouts[4 : 3 + kernel.matrices])
     return Launch(
-        file=f"{_FOLDER}/{name}.metal",
-        kernel=f"attention_{name}",
-        defines=defines,
+        file=f"{_FOLDER}/{kernel.name}.metal",
+        kernel=f"attention_{kernel.name}",
+        defines=(
+            *_common_defines(problem),
+            ("BQ", tiles.own),
+            ("BK", tiles.staged),
+            ("BD", _padded_head(problem)),
+            *tiles.defines(),
+            ("ALIGNED", int(all(layout.aligned for layout in aligned))),
+        ),
         words=_words(problem),
         threads=(-(-problem.queries // tiles.own) * tiles.threads, problem.query_heads, problem.batch),
         group_size=(tiles.threads, 1, 1),
-        threadgroup_bytes=tiles.threadgroup_bytes,
+        threadgroup_bytes=tiles.threadgroup_bytes(problem, kernel),
     )
 
 
@@ -192,7 +306,7 @@ def forward(problem: Problem, capabilities: Capabilities) -> Launch:
         UnsupportedError: with the reason.
     """
     _refuse(problem, capabilities)
-    return _over_queries("forward", problem, capabilities, rows=1)
+    return _over_queries(_FORWARD, problem, capabilities)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -203,9 +317,10 @@ def backward(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -
         UnsupportedError: with the reason.
     """
     _refuse(problem, capabilities)
-    tiles = _tiles(problem, capabilities, values=2)
-    q, d_o = problem.layouts[0], problem.layouts[4]
+    tiles = _tiles(problem, capabilities, _DKV)
+    (q, k, v), d_o = problem.layouts[:3], problem.layouts[4]
     threads = tiles.threads
+    aligned = (q, d_o) if tiles.hold != _Hold.STAGED else (q, k, v, d_o)
     delta = Launch(
         file=f"{_FOLDER}/backward_delta.metal",
         kernel="attention_backward_delta",
@@ -223,18 +338,16 @@ def backward(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -
             ("BQ", tiles.staged),
             ("BK", tiles.own),
             ("BD", _padded_head(problem)),
-            ("THREADS", threads),
-            ("PAD", tiles.pad),
-            ("ALIGNED", int(q.aligned and d_o.aligned)),
-            ("HOLD", _hold(problem, rows=2, accumulators=2)),
+            *tiles.defines(),
+            ("ALIGNED", int(all(layout.aligned for layout in aligned))),
             ("STAGE_VALUES", int(tiles.stage_values)),
         ),
         words=_words(problem),
         threads=(-(-problem.keys // tiles.own) * threads, problem.key_heads, problem.batch),
         group_size=(threads, 1, 1),
-        threadgroup_bytes=tiles.threadgroup_bytes,
+        threadgroup_bytes=tiles.threadgroup_bytes(problem, _DKV),
     )
-    return delta, _over_queries("backward_dq", problem, capabilities, rows=2), dkv
+    return delta, _over_queries(_DQ, problem, capabilities), dkv
 
 
 @dataclass(frozen=True)

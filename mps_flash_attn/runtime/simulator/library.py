@@ -9,14 +9,13 @@ import struct
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import _C
 from ...errors import KernelLaunchError
 from ..cache import Cache, cache_folder, content_key
+from ..calling import Argument, cast_of, grid_and_group, pack_numbers
 from ..translation import cached_translation
 from ..translation.host_compiler import Compiler, find_compiler
 from ..translation.translate import KernelInfo
@@ -26,17 +25,11 @@ from .target import SimulatorTarget
 
 __all__ = ["Kernel", "ShaderLibrary", "compile_shader"]
 
-MAX_CONSTANT_BYTES = 4096
-"""The most that can be passed by value in one argument."""
-
 THREADGROUP_BYTES = 32 * 1024
 """Threadgroup memory of an Apple GPU."""
 
 _MAX_KERNELS_TOGETHER = 8  # texts with more are compiled one kernel at a time, when it is first asked for
 
-Argument = Tensor | int | float | Sequence[int] | Sequence[float] | Sequence[Tensor]
-
-_CASTS = {"int8": "b", "uint8": "B", "int16": "h", "int32": "i", "fp16": "e", "bf16": "bf16"}
 _THREADS_VARIABLE = "MPS_FLASH_ATTN_SIMULATOR_THREADS"
 
 
@@ -166,15 +159,15 @@ class Kernel:
         """
         if len(args) != self._arity:
             raise TypeError(self._wrong_arity(args))
+        grid, group = grid_and_group(self._info.name, args, threads, group_size, self.max_threads_per_threadgroup)
         observer = observe.current()
         if observer is not None:
-            self._launch_observed(observer, args, arg_casts, *self._grid(args, threads, group_size))
+            self._launch_observed(observer, args, arg_casts, grid, group)
             return
         packed = tuple(
             arg.data_ptr() if isinstance(arg, Tensor) and arg.is_cpu else self._pack(position, arg, arg_casts)
             for position, arg in enumerate(args)
         )
-        grid, group = self._grid(args, threads, group_size)
         if 0 in grid:
             return
         kernel = self._builds.get(Variant.FAST) or self._build(Variant.FAST)
@@ -250,69 +243,12 @@ class Kernel:
         buffer = self._buffers.get(position)
         if buffer is not None and buffer.address_space == "device" and not buffer.is_const:
             raise TypeError(f"{name} is written by the kernel ({buffer.type}): it takes a tensor, got {arg!r}")
-        cast = casts if isinstance(casts, str) or casts is None else casts.get(position)
-        data = _pack_numbers(name, values, cast)
-        if len(data) > MAX_CONSTANT_BYTES:
-            raise ValueError(f"{name} takes {len(data)} bytes; at most {MAX_CONSTANT_BYTES} can be passed by value")
-        return data
+        return pack_numbers(name, values, cast_of(position, casts))
 
     def _pack_address(self, name: str, value: Argument) -> bytes:
         if not isinstance(value, Tensor) or not value.is_cpu:
             raise TypeError(f"{name} is a list of tensors: all its elements must be CPU tensors, got {value!r}")
         return struct.pack("P", value.data_ptr())
-
-    def _grid(
-        self, args: Sequence[Argument], threads: int | Sequence[int] | None, group_size: int | Sequence[int] | None
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The sizes of the grid and of a threadgroup, three numbers each."""
-        if threads is None:
-            first = next((arg for arg in args if isinstance(arg, Tensor)), None)
-            if first is None:
-                raise ValueError(f"kernel {self._info.name!r}: threads is needed, as no argument is a tensor")
-            threads = first.numel()
-        grid = self._size("threads", threads)
-        if group_size is None:
-            limit = self.max_threads_per_threadgroup
-            group: tuple[int, ...] = (limit, *(1 for _ in grid[1:]))
-        else:
-            group = self._size("group_size", group_size)
-            if len(group) != len(grid):
-                raise ValueError(
-                    f"kernel {self._info.name!r}: group_size {group} and threads {grid} must have equally many numbers"
-                )
-        missing = (1,) * (3 - len(grid))
-        grid, group = grid + missing, group + missing
-        if not 0 < group[0] * group[1] * group[2] <= self.max_threads_per_threadgroup:
-            raise ValueError(
-                f"kernel {self._info.name!r}: group_size {group} makes {group[0] * group[1] * group[2]} threads; a "
-                f"threadgroup has 1 to {self.max_threads_per_threadgroup}"
-            )
-        return grid, group
-
-    def _size(self, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
-        size = (value,) if isinstance(value, int) else tuple(value)
-        if not 1 <= len(size) <= 3 or not all(isinstance(n, int) and 0 <= n < 1 << 32 for n in size):
-            raise ValueError(
-                f"kernel {self._info.name!r}: {name} must be an int or one to three ints from 0 to 2**32 - 1, "
-                f"got {value!r}"
-            )
-        return size
-
-
-def _pack_numbers(name: str, values: Sequence[Any], cast: str | None) -> bytes:
-    whole = isinstance(values[0], int)
-    code = ("q" if whole else "f") if cast is None else _CASTS.get(cast)
-    if code is None:
-        raise ValueError(f"{name}: unknown cast {cast!r} in arg_casts; accepted are {', '.join(map(repr, _CASTS))}")
-    try:
-        if code == "bf16":
-            return torch.tensor(values, dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes()
-        if code not in "fe":
-            values = [int(value) for value in values] if cast is not None else values
-        return struct.pack(f"{len(values)}{code}", *values)
-    except (struct.error, OverflowError, TypeError, ValueError) as error:
-        kind = cast or ("int64" if whole else "float32")
-        raise TypeError(f"{name} cannot be passed as {kind}: {error}, got {list(values)!r}") from error
 
 
 def _os_threads() -> int:

@@ -29,6 +29,7 @@ class SimulatorTarget:
 
     name: str = "simulator"
     macros: tuple[tuple[str, str], ...] = ()
+    short_loop: str = "for"
     digest: str = content_key(Path(__file__).read_text())
 
     def whole(self, body: str, text: MetalText) -> str:

@@ -50,6 +50,10 @@ class Target(Protocol):
     def macros(self) -> tuple[tuple[str, str], ...]:
         """Macros that the Metal text is preprocessed with, beside Metal's own."""
 
+    @property
+    def short_loop(self) -> str:
+        """What stands for ``for`` before a loop over a ``short``: those run over what a lane keeps in registers."""
+
     def whole(self, body: str, text: MetalText) -> str:
         """A complete C++ text around a translated body, on whose first line the body's first line is."""
 

@@ -406,6 +406,8 @@ class _Translator:
                 continue
             elif word in _ERASED_SPACES:
                 self._text.erase(index, index)
+            elif word == "for" and self._words[index + 1 : index + 3] == ["(", "short"]:
+                self._text.replace(index, self._target.short_loop)
             elif word in ("constant", "const"):
                 is_repeated = is_const or (word == "constant" and self._has_const_after(index))
                 self._text.replace(index, "" if is_repeated else "const")
