@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .ops.attention.api import flash_attention
+from .ops.elementwise.api import add, geglu, gelu, mul, relu, relu_squared, relu_squared_glu, silu, swiglu
 from .ops.embedding.api import embedding
 from .ops.gemm.api import linear, matmul
 from .ops.norm.api import add_layer_norm, add_rms_norm, layer_norm, rms_norm
@@ -11,18 +12,27 @@ from .ops.rope.api import rope, rope_tables
 from .ops.softmax.api import log_softmax, softmax
 
 __all__ = [
+    "add",
     "add_layer_norm",
     "add_rms_norm",
     "amax",
     "embedding",
     "flash_attention",
+    "geglu",
+    "gelu",
     "layer_norm",
     "linear",
     "log_softmax",
     "matmul",
+    "mul",
+    "relu",
+    "relu_squared",
+    "relu_squared_glu",
     "rms_norm",
     "rope",
     "rope_tables",
+    "silu",
     "softmax",
     "sum",
+    "swiglu",
 ]
