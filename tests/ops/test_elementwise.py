@@ -168,7 +168,8 @@ def test_extreme_values(dtype: torch.dtype) -> None:
 def test_gelu_keeps_its_digits_where_it_is_small() -> None:
     x = torch.linspace(-12, -3, 500)
     relative = gelu(x).double() / (x.double() * torch.special.erfc(-x.double() * 0.5**0.5) / 2) - 1
-    assert relative.abs().max() <= 64 * torch.finfo(torch.float32).eps
+    # The rounding of x / sqrt(2) alone changes erfc by up to x^2 / 2 of its epsilons.
+    assert (relative.abs() <= torch.finfo(torch.float32).eps * (16 + x.square())).all()
 
 
 @pytest.mark.parametrize(("accum", "dtype"), [("float", torch.float32), ("double", torch.float64)])
