@@ -12,15 +12,17 @@ CPP_SOURCES := find csrc mps_flash_attn tests -type f \
                \( -name '*.h' -o -name '*.cpp' -o -name '*.mm' -o -name '*.metal' -o -path 'csrc/*/include/*' \) -print0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check-apple lint format bench clean
+.PHONY: help install demo test check-apple check-gpu lint format bench bench-gpu clean
 
 help:
 	@echo 'make demo         train a small GPT with our attention and with PyTorch'\''s, compare, plot to out/gpt_mini.png'
 	@echo 'make test         run every test, two at a time'
 	@echo 'make check-apple  build and run what is for Macs against stand-ins, in a Debian root with Swift; needs root'
+	@echo 'make check-gpu    on a machine with an NVIDIA GPU: all tests on it, and its memory and race checkers'
 	@echo 'make lint         ruff, mypy --strict and clang-format; changes nothing'
 	@echo 'make format       let ruff and clang-format rewrite the sources'
 	@echo 'make bench        time and memory of attention beside PyTorch'\''s, results and plots in out/'
+	@echo 'make bench-gpu    the same on an NVIDIA GPU, beside each of PyTorch'\''s backends'
 	@echo 'make install      only set up the virtual environment in $(VENV)'
 	@echo 'make clean        remove $(VENV), build products and out/ (compiled kernels stay in the user'\''s cache folder)'
 	@echo
@@ -44,6 +46,12 @@ check-apple: $(INSTALLED)
 	MPS_FLASH_ATTN_CHECK_APPLE=torch_mps OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest -n 2 tests/apple $(ARGS)
 
+# The operations' tests with their tensors copied to the GPU, what only a GPU shows, and compute-sanitizer.
+check-gpu: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 8 -m cuda tests/runtime $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 8 --runtime cuda tests/ops $(ARGS)
+	$(BIN)/python -m tests.sanitizer
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -61,6 +69,14 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py --op attention --counters --json out/counters.jsonl
 	$(BIN)/python benchmarks/run.py --op attention --memory --json out/memory.jsonl
 	$(BIN)/python benchmarks/run.py --op attention --overhead --json out/overhead.jsonl
+
+# Lengths from 512 to 16,384 at 16,384 tokens and a width of 2,048, in each dtype.
+bench-gpu: $(INSTALLED)
+	for dtype in float16 bfloat16 float32; do for causal in '' --causal; do \
+	    $(BIN)/python benchmarks/run.py --op attention --device cuda --backward --dtype $$dtype $$causal \
+	        --tokens 16384 --width 2048 --length 512 1024 2048 4096 8192 16384 --head-dim 64 128 256 \
+	        --json out/cuda.jsonl --plot out/cuda.png $(ARGS) || exit 1; \
+	done; done
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info mps_flash_attn/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

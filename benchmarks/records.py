@@ -18,7 +18,9 @@ from rich.table import Table
 __all__ = ["append", "environment", "show"]
 
 
-def _processor() -> str:
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -33,7 +35,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device.type,
-        "processor": _processor(),
+        "processor": _processor(device),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import counters
+import gpu
 import memory
 import overhead
 import records
@@ -27,6 +28,9 @@ Measure attention, ours beside PyTorch's scaled_dot_product_attention and the te
   --counters   what the kernels do in the simulator: matrix products, exponentials, barriers, bytes moved; beside
                PyTorch's own Metal kernel, taken from the installed PyTorch and executed by the same simulator
   --overhead   cost in Python of a call, with the launch itself switched off, beside an empty custom operator
+
+On --device cuda the default mode times forward and backward apart, with the device's events, beside each of PyTorch's
+backends, and --plot draws what --json has gathered.
 
 On --device cpu our kernels run in the simulator, which is for correctness: its times say nothing about a GPU. Its
 counters do: they are exact and the same on every run.
@@ -66,11 +70,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help="see above")
     parser.set_defaults(mode="time")
     parser.add_argument(
-        "--device", choices=("cpu", "mps"), help="cpu is the simulator (default: mps if there is one, else cpu)"
+        "--device",
+        choices=("cpu", "cuda", "mps"),
+        help="cpu is the simulator (default: mps if there is one, else cpu)",
     )
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32")
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--heads", type=positive, help="of query, key and value (default 4; --memory, --counters 1)")
+    parser.add_argument("--tokens", type=positive, help="batch times length, in place of --batch")
+    parser.add_argument("--width", type=positive, help="heads times head size, in place of --heads")
     parser.add_argument("--length", type=positive, nargs="+", help="of queries and keys, one or more")
     parser.add_argument("--head-dim", type=positive, nargs="+", help="one or more")
     parser.add_argument("--causal", action="store_true", help="query i sees keys up to i")
@@ -79,7 +87,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="append one JSON object a line, with date and versions"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="of --memory (default out/memory.png)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="of --memory (default out/memory.png) or --device cuda"
+    )
     args = parser.parse_args(arguments)
     for name, value in DEFAULTS[args.mode].items():
         if getattr(args, name) is None:
@@ -88,8 +98,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         args.backward = True
         if len(args.head_dim) > 1:
             parser.error("--memory draws one plot: give one --head-dim")
-    if args.plot is not None and args.mode != "memory":
-        parser.error("--plot draws --memory")
+    if args.plot is not None and args.mode != "memory" and (args.device != "cuda" or args.json is None):
+        parser.error("--plot draws --memory, or what --device cuda appends to --json")
     args.device = args.device or ("mps" if torch.backends.mps.is_available() else "cpu")
     if args.mode == "counters" and args.device != "cpu":
         parser.error("--counters come from the simulator: use --device cpu")
@@ -99,7 +109,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def problems(args: argparse.Namespace) -> list[Problem]:
     """Every combination of length and head size."""
     return [
-        Problem(args.batch, args.heads, length, head_dim, args.dtype, args.causal, args.backward, args.device)
+        Problem(
+            args.tokens // length if args.tokens else args.batch,
+            args.width // head_dim if args.width else args.heads,
+            length,
+            head_dim,
+            args.dtype,
+            args.causal,
+            args.backward,
+            args.device,
+        )
         for head_dim in args.head_dim
         for length in args.length
     ]
@@ -110,7 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = problems(args)
     setting = f"{args.dtype}, batch {args.batch}, {args.heads} head{'s' * (args.heads > 1)}, {args.device}"
     setting += (", causal" if args.causal else "") + (", forward and backward" if args.backward else ", forward")
-    if args.mode == "time":
+    if args.mode == "time" and args.device == "cuda":
+        results = gpu.measure(chosen, args.repeat)
+        records.show(f"Attention on {torch.cuda.get_device_name()}: {args.dtype}, causal {args.causal}", results)
+    elif args.mode == "time":
         results = timing.measure(chosen, args.repeat)
         records.show(f"Time of attention: {setting}", results)
     elif args.mode == "memory":
@@ -130,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         common = {"op": args.op, "mode": args.mode, "dtype": args.dtype, "batch": args.batch, "heads": args.heads}
         common |= {"causal": args.causal, "backward": args.backward}
         records.append(args.json, [{**common, **record} for record in results], torch.device(args.device))
+        if args.plot is not None and args.device == "cuda":
+            gpu.plot(args.json, args.plot)
 
 
 if __name__ == "__main__":
