@@ -274,6 +274,7 @@ def test_entries_of_another_version_or_device_are_kept_and_not_used(change: dict
     [
         {"hold": True, "simdgroups": 5},
         {"hold": True, "simdgroups": "4"},
+        {"hold": True, "simdgroups": True},
         {"hold": 1, "simdgroups": 4},
         {"hold": True},
         {},

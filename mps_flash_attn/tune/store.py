@@ -194,12 +194,12 @@ def _as_of(file: Path, *version: int) -> dict[Key, Choice]:
 
 
 def _made(kind: type[_Tiling], values: Mapping[str, int]) -> _Tiling:
-    """A tiling from the values of its fields, each of the very type that the field has."""
-    expected = {name: hint.__name__ for name, hint in get_type_hints(kind).items()}
-    found = {name: type(value).__name__ for name, value in values.items()}
-    if found != expected:
-        raise ValueError(f"its fields are {found}, not {expected}")
-    return kind(**values)
+    """A tiling from what JSON made of its fields: booleans, and integers for integers and enumerations."""
+    hints = get_type_hints(kind)
+    expected = {name: bool if hint is bool else int for name, hint in hints.items()}
+    if {name: type(value) for name, value in values.items()} != expected:
+        raise ValueError(f"{values} does not have the fields {list(hints)}")
+    return kind(**{name: hints[name](value) for name, value in values.items()})
 
 
 def _parsed(text: str) -> dict[Key, Choice]:

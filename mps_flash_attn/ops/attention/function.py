@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import launch
+from ... import launch, tune
+from ...launch import Launch, Runtime
 from ...runtime.base import for_device
 from ..calls import PreparedCalls, address, geometry
 from ..dtypes import accumulator_dtype
@@ -92,6 +93,18 @@ def describe(
     )
 
 
+def _planned(kernel: plan.Kernel, problem: plan.Problem, runtime: Runtime, device: torch.device) -> Launch:
+    """The kernel's launch with the tiling that was tuned for such problems, if any."""
+    return tune.planned(
+        f"attention_{kernel.name}",
+        plan.shape_class(problem),
+        problem.dtype,
+        device,
+        plan.Tiling,
+        lambda tiling: plan.walk(problem, runtime.CAPABILITIES, kernel, tiling),
+    )
+
+
 def _prepare_forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
 ) -> _ForwardCall:
@@ -99,7 +112,7 @@ def _prepare_forward(
     problem = describe(query, key, value, attn_mask, scale, causal, out=torch.empty_like(query))
     lse_shape, dtype, device = tuple(query.shape[:3]), accumulator_dtype(query.dtype), query.device
     nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0
-    bound = launch.bind(plan.forward(problem, runtime.CAPABILITIES), runtime)
+    bound = launch.bind(_planned(plan.FORWARD, problem, runtime, device), runtime)
 
     def call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         out = launch.empty_like(query, runtime)
@@ -186,7 +199,10 @@ def attention_backward(
     calls = _backward_calls.get(problem)
     if calls is None:
         described = describe(query, key, value, attn_mask, scale, causal, **tensors)
-        on_delta, on_dq, on_dkv = plan.backward(described, runtime.CAPABILITIES, grad_lse is not None)
+        on_delta = plan.delta(described, runtime.CAPABILITIES, grad_lse is not None)
+        on_dq, on_dkv = (
+            _planned(kernel, described, runtime, query.device) for kernel in (plan.BACKWARD_DQ, plan.BACKWARD_DKV)
+        )
         calls = launch.bind(on_delta, runtime), launch.bind(on_dq, runtime), launch.bind(on_dkv, runtime)
         _backward_calls[problem] = calls
 

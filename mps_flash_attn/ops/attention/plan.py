@@ -6,8 +6,8 @@ import dataclasses
 import enum
 import functools
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,7 +16,27 @@ from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
 from ..dtypes import ELEMENTS, accumulator
 
-__all__ = ["MAX_HEAD_SIZE", "Layout", "MaskLayout", "Problem", "Traffic", "backward", "forward", "predicted_traffic"]
+__all__ = [
+    "BACKWARD_DKV",
+    "BACKWARD_DQ",
+    "FORWARD",
+    "MAX_HEAD_SIZE",
+    "Hold",
+    "Kernel",
+    "Layout",
+    "MaskLayout",
+    "Problem",
+    "Tiling",
+    "Traffic",
+    "backward",
+    "default_tiling",
+    "delta",
+    "forward",
+    "predicted_traffic",
+    "shape_class",
+    "tilings",
+    "walk",
+]
 
 MAX_HEAD_SIZE = 256
 
@@ -24,8 +44,13 @@ _FOLDER = "ops/attention"
 _TILE = 16  # rows and columns of the matrix layer's unit
 _LANES = 32
 _CHUNK_BYTES = 16  # what a lane moves at once
-#: 32-bit registers a lane may spend on rows and accumulators before rows are read again for each block instead.
+#: 32-bit registers a lane may spend on rows and accumulators before rows are read again for each block instead, unless
+#: a tiling says otherwise.
 _REGISTERS = 128
+#: Threads of a threadgroup of the kernel without tiles.
+_DELTA_THREADS = 128
+#: Sequences up to this length leave most of a GPU idle, so that other tilings may win.
+_SHORT = 128
 
 _MASK_ELEMENTS = {torch.bool: "bool", **ELEMENTS}
 
@@ -73,7 +98,7 @@ class Problem:
         return accumulator(self.dtype)
 
 
-class _Hold(enum.IntEnum):
+class Hold(enum.IntEnum):
     """Where a simdgroup keeps its own rows, as in ``operand.h``."""
 
     NOWHERE = 0
@@ -82,24 +107,24 @@ class _Hold(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class _Tiles:
-    """How a kernel cuts its work.
+class Tiling:
+    """How a kernel's work is cut up. Results do not depend on it, but for rounding; time does.
 
     Attributes:
-        staged: rows that a block brings to threadgroup memory, of two matrices.
+        block: rows that a block brings to threadgroup memory, of two matrices.
         simdgroups: of a threadgroup.
         row_tiles: tiles of 16 rows that each of them keeps.
         hold: where they keep them.
-        pad: 1 to keep the rows of staged tiles apart by 16 bytes.
+        pad: whether the rows of staged tiles are 16 bytes apart, so that those of a column fall into different banks.
         buffers: 2 to copy a block while the one before it is used.
-        stage_values: whether the numbers of each staged row are staged with it.
+        stage_values: whether the numbers of each staged row, where there are such, are staged with it.
     """
 
-    staged: int
+    block: int
     simdgroups: int = 4
     row_tiles: int = 1
-    hold: _Hold = _Hold.REGISTERS
-    pad: int = 1
+    hold: Hold = Hold.REGISTERS
+    pad: bool = True
     buffers: int = 1
     stage_values: bool = True
 
@@ -112,12 +137,12 @@ class _Tiles:
     def threads(self) -> int:
         return _LANES * self.simdgroups
 
-    def threadgroup_bytes(self, problem: Problem, kernel: _Kernel) -> int:
+    def threadgroup_bytes(self, problem: Problem, kernel: Kernel) -> int:
         """Of all tiles and values."""
         row = _padded_head(problem) * problem.dtype.itemsize + self.pad * _CHUNK_BYTES
-        held = self.own * kernel.matrices * row if self.hold == _Hold.STAGED else 0
+        held = self.own * kernel.matrices * row if self.hold == Hold.STAGED else 0
         values = kernel.values * max(problem.dtype.itemsize, 4) if self.stage_values else 0
-        return held + self.buffers * self.staged * (2 * row + values)
+        return held + self.buffers * self.block * (2 * row + values)
 
     def defines(self) -> tuple[Define, ...]:
         """Those of ``copy.h``, ``operand.h`` and ``staged_pair.h``."""
@@ -125,17 +150,19 @@ class _Tiles:
             ("THREADS", self.threads),
             ("ROW_TILES", self.row_tiles),
             ("HOLD", int(self.hold)),
-            ("PAD", self.pad),
+            ("PAD", int(self.pad)),
             ("BUFFERS", self.buffers),
         )
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class Kernel:
     """What the tiles of a kernel depend on.
 
     Attributes:
-        name: of its file.
+        name: of its file; the kernel itself has ``attention_`` in front.
+        keeps_keys: whether its threadgroups keep keys and walk over queries, or the other way round.
+        most_buffers: of a block.
         matrices: that a simdgroup keeps rows of.
         accumulators: matrices that it sums up, likewise.
         values: numbers that are staged with each row of a block.
@@ -143,92 +170,150 @@ class _Kernel:
     """
 
     name: str
+    keeps_keys: bool
+    most_buffers: int
     matrices: int
     accumulators: int
     values: int
-    mma: Mapping[int, tuple[tuple[int, _Tiles], ...]]
+    mma: Mapping[int, tuple[tuple[int, Tiling], ...]] = field(hash=False)
 
 
-_FORWARD = _Kernel(
+FORWARD = Kernel(
     "forward",
+    keeps_keys=False,
+    most_buffers=1,
     matrices=1,
     accumulators=1,
     values=0,
     mma={
         2: (
-            (64, _Tiles(96, row_tiles=2, hold=_Hold.STAGED)),
-            (128, _Tiles(64, row_tiles=2, hold=_Hold.STAGED)),
-            (256, _Tiles(32, hold=_Hold.STAGED)),
+            (64, Tiling(96, row_tiles=2, hold=Hold.STAGED)),
+            (128, Tiling(64, row_tiles=2, hold=Hold.STAGED)),
+            (256, Tiling(32, hold=Hold.STAGED)),
         ),
         4: (
-            (64, _Tiles(32, row_tiles=2, hold=_Hold.STAGED)),
-            (128, _Tiles(16, row_tiles=2, hold=_Hold.STAGED)),
+            (64, Tiling(32, row_tiles=2, hold=Hold.STAGED)),
+            (128, Tiling(16, row_tiles=2, hold=Hold.STAGED)),
         ),
     },
 )
-_DQ = _Kernel(
+BACKWARD_DQ = Kernel(
     "backward_dq",
+    keeps_keys=False,
+    most_buffers=2,
     matrices=2,
     accumulators=1,
     values=0,
     mma={
         2: (
-            (64, _Tiles(64, row_tiles=2, hold=_Hold.STAGED, buffers=2)),
-            (128, _Tiles(32, row_tiles=2, hold=_Hold.STAGED, buffers=2)),
-            (256, _Tiles(32, hold=_Hold.STAGED)),
+            (64, Tiling(64, row_tiles=2, hold=Hold.STAGED, buffers=2)),
+            (128, Tiling(32, row_tiles=2, hold=Hold.STAGED, buffers=2)),
+            (256, Tiling(32, hold=Hold.STAGED)),
         ),
         4: (
-            (64, _Tiles(32, row_tiles=2, hold=_Hold.STAGED)),
-            (128, _Tiles(32, hold=_Hold.STAGED)),
+            (64, Tiling(32, row_tiles=2, hold=Hold.STAGED)),
+            (128, Tiling(32, hold=Hold.STAGED)),
         ),
     },
 )
-_DKV = _Kernel(
+BACKWARD_DKV = Kernel(
     "backward_dkv",
+    keeps_keys=True,
+    most_buffers=2,
     matrices=2,
     accumulators=2,
     values=2,
     mma={
         2: (
-            (64, _Tiles(48, row_tiles=2, hold=_Hold.STAGED, buffers=2)),
-            (128, _Tiles(64, simdgroups=8, hold=_Hold.STAGED, buffers=2)),
+            (64, Tiling(48, row_tiles=2, hold=Hold.STAGED, buffers=2)),
+            (128, Tiling(64, simdgroups=8, hold=Hold.STAGED, buffers=2)),
         ),
         4: (
-            (64, _Tiles(32, hold=_Hold.STAGED)),
-            (128, _Tiles(16, hold=_Hold.STAGED)),
+            (64, Tiling(32, hold=Hold.STAGED)),
+            (128, Tiling(16, hold=Hold.STAGED)),
         ),
     },
 )
 
 #: The tiles of all else, the largest first; those that fit best hold their rows in registers.
-_SIMDGROUP_TILES = (_Tiles(32), _Tiles(16), _Tiles(16, pad=0), _Tiles(16, pad=0, stage_values=False))
+_SIMDGROUP_TILES = (Tiling(32), Tiling(16), Tiling(16, pad=False), Tiling(16, pad=False, stage_values=False))
 
 
 def _padded_head(problem: Problem) -> int:
     return -(-problem.head_size // _TILE) * _TILE
 
 
-def _tiles(problem: Problem, capabilities: Capabilities, kernel: _Kernel) -> _Tiles:
-    """The first of the device's tiles that fit.
+def default_tiling(problem: Problem, capabilities: Capabilities, kernel: Kernel = FORWARD) -> Tiling:
+    """The first of the device's tilings that fits: what is launched where nothing was tuned.
 
     float64 exists for checks only and takes the tiles of float32, in twice the memory.
+
+    Raises:
+        UnsupportedError: not even the smallest fits.
     """
     # Whether a simdgroup's rows and its accumulators, 16 rows each, fit in registers.
     size = min(problem.dtype.itemsize, 4)
     words_a_lane = _TILE * _padded_head(problem) * (kernel.matrices * size + kernel.accumulators * 4) // (4 * _LANES)
-    hold = _Hold.REGISTERS if words_a_lane <= _REGISTERS else _Hold.NOWHERE
+    hold = Hold.REGISTERS if words_a_lane <= _REGISTERS else Hold.NOWHERE
     choices = [dataclasses.replace(tiles, hold=hold) for tiles in _SIMDGROUP_TILES]
     if capabilities.matrix_unit == "mma":
         fast = kernel.mma.get(problem.dtype.itemsize, ())
         choices = [tiles for largest, tiles in fast if problem.head_size <= largest][:1] + choices
-    available = capabilities.threadgroup_bytes * (problem.dtype.itemsize // size)
     for tiles in choices:
-        if tiles.threadgroup_bytes(problem, kernel) <= available:
+        if tiles.threadgroup_bytes(problem, kernel) <= _available(problem, capabilities):
             return tiles
     raise UnsupportedError(
         f"head size {problem.head_size} in {problem.dtype} needs more than "
         f"{capabilities.threadgroup_bytes} bytes of threadgroup memory"
     )
+
+
+def _available(problem: Problem, capabilities: Capabilities) -> int:
+    """Bytes of threadgroup memory; twice as many for float64, whose tiles are those of float32."""
+    return capabilities.threadgroup_bytes * (2 if problem.dtype == torch.float64 else 1)
+
+
+def tilings(problem: Problem, capabilities: Capabilities, kernel: Kernel = FORWARD) -> Iterator[Tiling]:
+    """Every combination that is worth a try, those included that `walk` will refuse for this problem.
+
+    Where two cost the same, the one that comes first is to be preferred.
+    """
+    blocks = (16, 32, 48, 64, 96, 128) if capabilities.matrix_unit == "mma" else (16, 32, 64)
+    holds = (Hold.REGISTERS, Hold.NOWHERE, Hold.STAGED)
+    buffers = range(1, kernel.most_buffers + 1)
+    values = (True, False) if kernel.values else (True,)
+    for options in itertools.product(blocks, (1, 2, 4, 8), (1, 2), holds, (True, False), buffers, values):
+        yield Tiling(*options)
+
+
+def shape_class(problem: Problem) -> str:
+    """The name of the problems that share a tuned tiling; their dtype is named beside it."""
+    causal = "" if problem.causal_offset is None else "-causal"
+    queries, keys = ("short" if n <= _SHORT else "long" for n in (problem.queries, problem.keys))
+    return f"D{_padded_head(problem)}{causal}-{queries}-queries-{keys}-keys"
+
+
+def _checked(tiling: Tiling | None, problem: Problem, capabilities: Capabilities, kernel: Kernel) -> Tiling:
+    """The tiling, or the default one.
+
+    Raises:
+        UnsupportedError: the problem, or the tiling for it, cannot run on this device.
+    """
+    _refuse(problem, capabilities)
+    if tiling is None:
+        return default_tiling(problem, capabilities, kernel)
+    if not 1 <= tiling.simdgroups <= capabilities.max_threads // _LANES:
+        raise UnsupportedError(f"{tiling.threads} threads; a threadgroup has 32 to {capabilities.max_threads}")
+    if tiling.block < 1 or tiling.block % _TILE:
+        raise UnsupportedError(f"a block of {tiling.block} rows is no multiple of {_TILE}")
+    if tiling.row_tiles < 1 or tiling.hold not in tuple(Hold):
+        raise UnsupportedError(f"{tiling.row_tiles} row tiles held in the way {tiling.hold}")
+    if not 1 <= tiling.buffers <= kernel.most_buffers:
+        raise UnsupportedError(f"{tiling.buffers} buffers; {kernel.name} has 1 to {kernel.most_buffers}")
+    used, available = tiling.threadgroup_bytes(problem, kernel), _available(problem, capabilities)
+    if used > available:
+        raise UnsupportedError(f"{used} bytes of threadgroup memory; the device has {available}")
+    return tiling
 
 
 def _params() -> ParamStruct:
@@ -275,79 +360,83 @@ def _refuse(problem: Problem, capabilities: Capabilities) -> None:
         raise UnsupportedError(f"sequence lengths {problem.queries} and {problem.keys} do not fit in 32 bits")
 
 
-def _over_queries(kernel: _Kernel, problem: Problem, capabilities: Capabilities) -> Launch:
-    """A kernel whose threadgroups keep queries and walk over staged keys and values."""
-    tiles = _tiles(problem, capabilities, kernel)
-    q, k, v = problem.layouts[:3]
-    aligned = (k, v) if tiles.hold != _Hold.STAGED else (q, k, v, *problem.layouts[4 : 3 + kernel.matrices])
+@functools.lru_cache(maxsize=1024)
+def walk(problem: Problem, capabilities: Capabilities, kernel: Kernel, tiling: Tiling | None = None) -> Launch:
+    """The launch of a kernel whose threadgroups keep rows of one side and walk over blocks of the other.
+
+    Args:
+        tiling: `default_tiling` where it is ``None``.
+
+    Raises:
+        UnsupportedError: with the reason.
+    """
+    tiling = _checked(tiling, problem, capabilities, kernel)
+    (q, k, v), d_o = problem.layouts[:3], problem.layouts[4:5]
+    staged: tuple[Layout, ...]
+    kept: tuple[Layout, ...]
+    if kernel.keeps_keys:
+        queries, keys, length, heads = tiling.block, tiling.own, problem.keys, problem.key_heads
+        staged, kept = (q, *d_o), (k, v)
+    else:
+        queries, keys, length, heads = tiling.own, tiling.block, problem.queries, problem.query_heads
+        staged, kept = (k, v), (q, *d_o)[: kernel.matrices]
+    copied = (*staged, *kept) if tiling.hold == Hold.STAGED else staged
+    defines: tuple[Define, ...] = (
+        *_common_defines(problem),
+        ("BQ", queries),
+        ("BK", keys),
+        ("BD", _padded_head(problem)),
+        *tiling.defines(),
+        ("ALIGNED", int(all(layout.aligned for layout in copied))),
+    )
+    if kernel.values:
+        defines += (("STAGE_VALUES", int(tiling.stage_values)),)
     return Launch(
         file=f"{_FOLDER}/{kernel.name}.metal",
         kernel=f"attention_{kernel.name}",
-        defines=(
-            *_common_defines(problem),
-            ("BQ", tiles.own),
-            ("BK", tiles.staged),
-            ("BD", _padded_head(problem)),
-            *tiles.defines(),
-            ("ALIGNED", int(all(layout.aligned for layout in aligned))),
-        ),
+        defines=defines,
         words=_words(problem),
-        threads=(-(-problem.queries // tiles.own) * tiles.threads, problem.query_heads, problem.batch),
-        group_size=(tiles.threads, 1, 1),
-        threadgroup_bytes=tiles.threadgroup_bytes(problem, kernel),
+        threads=(-(-length // tiling.own) * tiling.threads, heads, problem.batch),
+        group_size=(tiling.threads, 1, 1),
+        threadgroup_bytes=tiling.threadgroup_bytes(problem, kernel),
     )
 
 
+def forward(problem: Problem, capabilities: Capabilities, tiling: Tiling | None = None) -> Launch:
+    """The launch of ``attention_forward``, as `walk` plans it."""
+    return walk(problem, capabilities, FORWARD, tiling)
+
+
 @functools.lru_cache(maxsize=1024)
-def forward(problem: Problem, capabilities: Capabilities) -> Launch:
-    """The launch of ``attention_forward``.
+def delta(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -> Launch:
+    """The launch of ``attention_backward_delta``; ``lse_gradient`` says whether lse has one.
 
     Raises:
         UnsupportedError: with the reason.
     """
     _refuse(problem, capabilities)
-    return _over_queries(_FORWARD, problem, capabilities)
-
-
-@functools.lru_cache(maxsize=1024)
-def backward(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -> tuple[Launch, Launch, Launch]:
-    """The launches of ``attention_backward_delta``, ``_dq`` and ``_dkv``, in this order.
-
-    Raises:
-        UnsupportedError: with the reason.
-    """
-    _refuse(problem, capabilities)
-    tiles = _tiles(problem, capabilities, _DKV)
-    (q, k, v), d_o = problem.layouts[:3], problem.layouts[4]
-    threads = tiles.threads
-    aligned = (q, d_o) if tiles.hold != _Hold.STAGED else (q, k, v, d_o)
-    delta = Launch(
+    return Launch(
         file=f"{_FOLDER}/backward_delta.metal",
         kernel="attention_backward_delta",
         defines=(*_common_defines(problem), ("LSE_GRADIENT", int(lse_gradient))),
         words=_words(problem),
         threads=(_LANES * problem.queries, problem.query_heads, problem.batch),
-        group_size=(threads, 1, 1),
+        group_size=(_DELTA_THREADS, 1, 1),
         threadgroup_bytes=0,
     )
-    dkv = Launch(
-        file=f"{_FOLDER}/backward_dkv.metal",
-        kernel="attention_backward_dkv",
-        defines=(
-            *_common_defines(problem),
-            ("BQ", tiles.staged),
-            ("BK", tiles.own),
-            ("BD", _padded_head(problem)),
-            *tiles.defines(),
-            ("ALIGNED", int(all(layout.aligned for layout in aligned))),
-            ("STAGE_VALUES", int(tiles.stage_values)),
-        ),
-        words=_words(problem),
-        threads=(-(-problem.keys // tiles.own) * threads, problem.key_heads, problem.batch),
-        group_size=(threads, 1, 1),
-        threadgroup_bytes=tiles.threadgroup_bytes(problem, _DKV),
+
+
+def backward(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -> tuple[Launch, Launch, Launch]:
+    """The launches of ``attention_backward_delta``, ``_dq`` and ``_dkv``, in this order, with default tilings.
+
+    Raises:
+        UnsupportedError: with the reason.
+    """
+    return (
+        delta(problem, capabilities, lse_gradient),
+        walk(problem, capabilities, BACKWARD_DQ),
+        walk(problem, capabilities, BACKWARD_DKV),
     )
-    return delta, _over_queries(_DQ, problem, capabilities), dkv
 
 
 @dataclass(frozen=True)
@@ -401,14 +490,14 @@ def _mask_bytes(problem: Problem) -> int:
 
 def _walk_over_keys(problem: Problem, defines: dict[str, int], *, rows: int) -> int:
     """What one head's threadgroups read of keys and values, and of the ``rows`` matrices of queries they keep."""
-    own, staged = defines["BQ"], defines["BK"]
+    own, staged, kept = defines["BQ"], defines["BK"], defines["ROW_TILES"] * _TILE
     read = 0
     for block in range(0, problem.queries, own):
         steps = -(-_visible_keys(problem, block + own - 1) // staged)
         read += 2 * min(steps * staged, problem.keys)
-        for tile in range(block, min(block + own, problem.queries), _TILE):
-            times = 1 if defines["HOLD"] else -(-_visible_keys(problem, tile + _TILE - 1) // staged)
-            read += rows * times * min(_TILE, problem.queries - tile)
+        for first in range(block, min(block + own, problem.queries), kept):
+            times = 1 if defines["HOLD"] else -(-_visible_keys(problem, first + kept - 1) // staged)
+            read += rows * times * min(kept, problem.queries - first)
     return read * _row_bytes(problem)
 
 
@@ -444,18 +533,18 @@ def _dq_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
 
 
 def _dkv_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
-    own, staged = defines["BK"], defines["BQ"]
+    own, staged, kept = defines["BK"], defines["BQ"], defines["ROW_TILES"] * _TILE
     rows = values = 0
     for block in range(0, problem.keys, own):
         first = _first_query(problem, block) // staged * staged
         visited = max(problem.queries - first, 0)
         rows += 2 * visited
         values += visited * 2 if defines["STAGE_VALUES"] else 0
-        for tile in range(block, min(block + own, problem.keys), _TILE):
-            start = max(_first_query(problem, tile) // staged * staged, first)
+        for key in range(block, min(block + own, problem.keys), kept):
+            start = max(_first_query(problem, key) // staged * staged, first)
             computed = max(problem.queries - start, 0)
             values += 0 if defines["STAGE_VALUES"] else 2 * 2 * _SHARING * computed
-            rows += 0 if defines["HOLD"] else 2 * min(_TILE, problem.keys - tile) * -(-computed // staged)
+            rows += 0 if defines["HOLD"] else 2 * min(kept, problem.keys - key) * -(-computed // staged)
     held = 2 * problem.keys * problem.batch * problem.key_heads if defines["HOLD"] else 0
     heads = _heads(problem)
     return Traffic(

@@ -1,0 +1,228 @@
+"""Every option of the attention kernels' tilings gives right results, and moves the bytes that the plan predicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mps_flash_attn import cli, folders, launch, tune
+from mps_flash_attn.errors import UnsupportedError
+from mps_flash_attn.launch import BoundLaunch, Launch, Runtime, bind
+from mps_flash_attn.ops import calls
+from mps_flash_attn.ops.attention import function, plan
+from mps_flash_attn.ops.attention.cases import Case, Inputs, LayoutName, MaskName
+from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.ops.attention.operands import operands, problem
+from mps_flash_attn.runtime import simulator
+from mps_flash_attn.tune import Choice, Key
+from tests.ops.test_attention_plan import problem as some_problem
+from tests.tolerance import assert_accurate
+
+KERNELS = (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV)
+HEAD_SIZE = 24  # two tiles, the second half empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What shapes a kernel's text beside the tiling; each tiling is tested with one, so that texts stay few."""
+
+    dtype: torch.dtype
+    causal: Causal
+    mask: MaskName
+    layout: LayoutName
+
+    def inputs(self, queries: int, keys: int, batch: int, key_heads: int) -> Inputs:
+        case = Case(queries, keys, HEAD_SIZE, batch, 2, key_heads, self.causal, self.layout, self.mask)
+        return case.inputs(self.dtype)
+
+
+VARIANTS = (
+    Variant(torch.float32, Causal.BOTTOM_RIGHT, "none", "contiguous"),
+    Variant(torch.bfloat16, Causal.NONE, "additive", "sliced"),
+    Variant(torch.float16, Causal.TOP_LEFT, "boolean", "transposed"),
+)
+
+
+def pairs(tiling: plan.Tiling) -> set[Any]:
+    """Every two options that a tiling combines."""
+    return set(itertools.combinations(dataclasses.asdict(tiling).items(), 2))
+
+
+def runs(kernel: plan.Kernel, which: plan.Problem, tiling: plan.Tiling) -> bool:
+    try:
+        plan.walk(which, simulator.CAPABILITIES, kernel, tiling)
+    except UnsupportedError:
+        return False
+    return True
+
+
+@functools.cache
+def pairwise(kernel: plan.Kernel) -> list[tuple[plan.Tiling, Variant]]:
+    """A few tilings that between them combine every two options that any tiling which can run combines."""
+    which = some_problem(dtype=torch.float32, head_size=HEAD_SIZE)
+    every = [x for x in plan.tilings(which, simulator.CAPABILITIES, kernel) if runs(kernel, which, x)]
+    missing = set().union(*map(pairs, every))
+    picked = []
+    while missing:
+        best = max(every, key=lambda tiling: len(pairs(tiling) & missing))
+        picked.append(best)
+        missing -= pairs(best)
+    return list(zip(picked, itertools.cycle(VARIANTS)))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_every_option_is_drawn(kernel: plan.Kernel) -> None:
+    offered = [dataclasses.asdict(x) for x in plan.tilings(some_problem(), simulator.CAPABILITIES, kernel)]
+    drawn = [dataclasses.asdict(x) for x, _ in pairwise(kernel)]
+    for name in offered[0]:
+        assert {x[name] for x in drawn} == {x[name] for x in offered}, name
+    assert plan.default_tiling(some_problem(), simulator.CAPABILITIES, kernel) in plan.tilings(
+        some_problem(), simulator.CAPABILITIES, kernel
+    )
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@settings(max_examples=30)
+@given(st.data())
+def test_right_results_and_no_finding(kernel: plan.Kernel, data: st.DataObject) -> None:
+    tiling, variant = data.draw(st.sampled_from(pairwise(kernel)))
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    lengths = st.integers(1, 140)
+    inputs = variant.inputs(
+        data.draw(lengths), data.draw(lengths), data.draw(st.integers(1, 2)), data.draw(st.sampled_from((1, 2)))
+    )
+    launch = plan.walk(problem(inputs), simulator.CAPABILITIES, kernel, tiling)
+    read, expected = operands(inputs)[launch.kernel]
+    outputs = [torch.full_like(x.pytorch, torch.nan) for x in expected]
+    with simulator.check():
+        bind(launch, simulator)(*read, *outputs)
+    for output, actual in zip(expected, outputs, strict=True):
+        assert_accurate(f"{output.name} with {tiling} and {variant}", actual, output.pytorch, output.reference)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_device_bytes_are_those_the_plan_predicts(kernel: plan.Kernel, seed: int) -> None:
+    for tiling, variant in pairwise(kernel):
+        inputs = variant.inputs(150, 130, 1, 1)
+        described = problem(inputs)
+        launch = plan.walk(described, simulator.CAPABILITIES, kernel, tiling)
+        read, expected = operands(inputs)[launch.kernel]
+        with simulator.profile() as counts:
+            bind(launch, simulator)(*read, *(torch.empty_like(x.pytorch) for x in expected))
+        predicted = plan.predicted_traffic(launch, described)
+        for counted, promised in (
+            (counts.total.device_bytes_read, predicted.read),
+            (counts.total.device_bytes_written, predicted.written),
+        ):
+            assert abs(counted - promised) <= 0.1 * promised, f"{tiling}: {counted} bytes, predicted {promised}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"simdgroups": 33}, r"1056 threads; a threadgroup has 32 to 1024"),
+        ({"simdgroups": 0}, r"0 threads"),
+        ({"block": 24}, r"a block of 24 rows is no multiple of 16"),
+        ({"block": 0}, r"a block of 0 rows"),
+        ({"block": 256}, r"73728 bytes of threadgroup memory; the device has 32768"),
+        ({"buffers": 2}, r"2 buffers; forward has 1 to 1"),
+        ({"row_tiles": 0}, r"0 row tiles"),
+        ({"hold": 3}, r"held in the way 3"),
+    ],
+)
+def test_refused_with_a_reason(changes: dict[str, Any], reason: str) -> None:
+    tiling = dataclasses.replace(plan.default_tiling(some_problem(), simulator.CAPABILITIES), **changes)
+    with pytest.raises(UnsupportedError, match=reason):
+        plan.forward(some_problem(), simulator.CAPABILITIES, tiling)
+
+
+READ_AGAIN = plan.Tiling(block=32, hold=plan.Hold.NOWHERE)
+KEY = Key("simulator", "attention_forward", "D64-causal-short-queries-short-keys", "float32")
+
+
+@pytest.fixture
+def own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A store of tilings for this test alone, and used; compiled kernels are those of all tests."""
+    compiled = folders.cache_root() / "simulator"
+    compiled.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "simulator").symlink_to(compiled)
+    monkeypatch.setenv(folders.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.delenv(tune.VARIABLE, raising=False)
+    calls.forget()
+    yield
+    calls.forget()
+
+
+def causal_call(length: int = 30) -> None:
+    inputs = Case(length, length, 64, batch=1).inputs(torch.float32)
+    function.attention_forward(inputs.query, inputs.key, inputs.value, None, inputs.scale, 1)
+
+
+def used_hold(call: Callable[[], None]) -> int | None:
+    """HOLD of the kernel that a call had to prepare; ``None`` if it was prepared before."""
+    seen: list[Launch] = []
+
+    def bind_and_tell(which: Launch, runtime: Runtime) -> BoundLaunch:
+        seen.append(which)
+        return bind(which, runtime)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "bind", bind_and_tell)
+        call()
+    return int(dict(seen[0].defines)["HOLD"]) if seen else None
+
+
+@pytest.mark.usefixtures("own_store")
+def test_a_stored_choice_is_used_by_the_next_call_and_by_a_new_process() -> None:
+    assert used_hold(causal_call) == 1
+    assert used_hold(causal_call) is None
+    tune.put({KEY: Choice(dataclasses.asdict(READ_AGAIN), 1.0, None, "ms")})
+    assert used_hold(causal_call) == 0
+    assert used_hold(lambda: causal_call(200)) == 1, "another class of problems"
+
+    code = "from tests.ops.test_attention_tilings import causal_call, used_hold; print(used_hold(causal_call))"
+    for value, expected in (("", "0"), ("0", "1")):
+        environment = {**os.environ, tune.VARIABLE: value}
+        new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+        assert new.stdout.strip() == expected, new.stderr
+
+
+@pytest.mark.usefixtures("own_store")
+def test_a_stored_choice_that_no_longer_plans_gives_way_to_the_default() -> None:
+    too_large = dataclasses.replace(READ_AGAIN, block=512)
+    tune.put({KEY: Choice(dataclasses.asdict(too_large), 1.0, None, "ms")})
+    with pytest.warns(UserWarning, match="bytes of threadgroup memory"):
+        assert used_hold(causal_call) == 1
+
+
+@pytest.mark.usefixtures("own_store")
+def test_the_command_line_tunes_what_calls_then_use(capsys: pytest.CaptureFixture[str]) -> None:
+    """The default is all that is tried, so that it is compiled already."""
+    name = f"{KEY.kernel} {KEY.shape_class}"
+    arguments = ["tune", "--device", "cpu", "--only", name, "--dtype", KEY.dtype, "--limit", "1", "--json"]
+    assert cli.main(arguments) == 0
+    (found,) = json.loads(capsys.readouterr().out)["results"]
+    assert found["best"]["tiling"] == dataclasses.asdict(plan.default_tiling(some_problem(), simulator.CAPABILITIES))
+    assert tune.chosen(*dataclasses.astuple(KEY)[1:3], torch.float32, torch.device("cpu"), plan.Tiling) is not None
+
+
+def test_every_kernel_has_subjects_that_its_plans_take() -> None:
+    found = {
+        subject.kernel
+        for operation, subject in tune.subjects(simulator.CAPABILITIES, "cpu")
+        if operation == "attention"
+    }
+    assert found == {f"attention_{kernel.name}" for kernel in KERNELS}
