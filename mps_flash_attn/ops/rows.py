@@ -178,17 +178,17 @@ class Team:
 
 
 def share(rows: Rows, capabilities: Capabilities, *, held: int = 1) -> Team:
-    """The team for rows of which each thread keeps ``held`` operands in registers where they fit.
+    """The team for rows of which each thread keeps ``held`` operands, none or more, in registers where they fit.
 
     Short rows go several to a simdgroup, long ones each to a threadgroup. Where rows lie side by side, each has one
     thread, so that neighbouring threads read neighbours.
     """
     if rows.side_by_side and rows.count >= _MANY_ROWS:
         return Team(1, _THREADS, 0, rows.width)
-    steps = min(_HELD_STEPS, _HELD_NUMBERS // (held * rows.width))
+    steps = min(_HELD_STEPS, _HELD_NUMBERS // (max(held, 1) * rows.width))
     for row_threads in _ROW_THREADS:
         if rows.length <= row_threads * rows.width * steps:
-            return Team(row_threads, _THREADS, steps, rows.width)
+            return Team(row_threads, _THREADS, steps if held else 0, rows.width)
     threads = min(_LONG_ROW_THREADS, capabilities.max_threads)
     return Team(threads, threads, 0, rows.width)
 
