@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .ops.attention.api import flash_attention
+from .ops.cross_entropy.api import cross_entropy
 from .ops.elementwise.api import add, geglu, gelu, mul, relu, relu_squared, relu_squared_glu, silu, swiglu
 from .ops.embedding.api import embedding
 from .ops.gemm.api import linear, matmul
@@ -16,6 +17,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "amax",
+    "cross_entropy",
     "embedding",
     "flash_attention",
     "geglu",

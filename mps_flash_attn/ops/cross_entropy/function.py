@@ -50,6 +50,19 @@ def describe(
     )
 
 
+def _require_operands(x: Tensor, target: Tensor, weight: Tensor | None) -> None:
+    """What the kernels count on; the public function has better words."""
+    dim = class_dim(x)
+    if target.dtype != torch.int64 or target.shape != x.shape[:dim] + x.shape[dim + 1 :]:
+        raise ValueError(f"target is {target.dtype} of shape {tuple(target.shape)}; accepted: int64 of x's without C")
+    if weight is not None and (
+        weight.dtype != accumulator_dtype(x.dtype)
+        or weight.shape != x.shape[dim : dim + 1]
+        or not weight.is_contiguous()
+    ):
+        raise ValueError(f"weight is {weight.dtype} of shape {tuple(weight.shape)}; accepted: the accumulator's, [C]")
+
+
 def _require_classes(target: Tensor, classes: int, ignore_index: int) -> None:
     """Waits for the device: whether every class exists is known when the target was looked at."""
     outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
@@ -81,6 +94,7 @@ def cross_entropy_forward(
         ValueError: a class that does not exist.
         UnsupportedError: a problem that no plan serves.
     """
+    _require_operands(x, target, weight)
     runtime, dtype, shape = for_device(x.device.type), accumulator_dtype(x.dtype), tuple(target.shape)
     loss, row_weight, statistics = (
         launch.empty(each, dtype, x.device, runtime) for each in (shape, shape, (3, *shape))
@@ -109,6 +123,7 @@ def cross_entropy_backward(
     label_smoothing: float,
 ) -> Tensor:
     """The gradient of the logits of `cross_entropy_forward` from that of the loss, like ``target``, any strides."""
+    _require_operands(x, target, weight)
     if grad_loss.shape != target.shape or grad_loss.dtype != statistics.dtype:
         raise ValueError(
             f"grad_loss is {grad_loss.dtype} of shape {tuple(grad_loss.shape)}; accepted: {statistics.dtype} of "

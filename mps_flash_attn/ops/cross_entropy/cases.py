@@ -1,0 +1,104 @@
+"""Cross entropy problems that tests share: shapes, options, layouts and values, and the tensors they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...launch import Capabilities, Launch
+from ..dtypes import accumulator_dtype
+from ..rows import Operand
+from . import plan
+
+__all__ = ["Case", "Inputs", "LayoutName", "ValuesName", "launches"]
+
+#: How the logits lie in memory: contiguous; their dimensions reversed; a slice of a wider tensor, so that rows start at
+#: odd addresses; the first dimension expanded from one.
+LayoutName = Literal["contiguous", "transposed", "sliced", "expanded"]
+
+#: Standard normal logits; those and an offset of 1e4; one large logit a row; a third of those of other classes -inf.
+ValuesName = Literal["normal", "offset", "one-hot", "infinite"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of `cross_entropy`, and a gradient for the loss of each row."""
+
+    x: Tensor
+    target: Tensor
+    weight: Tensor | None
+    ignore_index: int
+    label_smoothing: float
+    grad_loss: Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem; the shape is that of the logits, with the classes in the second dimension, or the only one."""
+
+    shape: tuple[int, ...]
+    weighted: bool = False
+    label_smoothing: float = 0.0
+    ignored: bool = False  # about a quarter of the rows
+    layout: LayoutName = "contiguous"
+    values: ValuesName = "normal"
+    ignore_index: int = -100
+
+    def inputs(self, dtype: torch.dtype, device: str = "cpu") -> Inputs:
+        """Random tensors from PyTorch's generator."""
+        dim = min(len(self.shape), 2) - 1
+        classes, rows = self.shape[dim], self.shape[:dim] + self.shape[dim + 1 :]
+        target = torch.randint(classes, rows, device=device)
+        if self.ignored:
+            target = target.masked_fill(torch.rand(rows, device=device) < 1 / 4, self.ignore_index)
+        weight = torch.rand(classes, device=device).add(0.5).to(dtype) if self.weighted else None
+        grad_loss = torch.randn(rows, device=device).to(dtype)
+        x = self._lay(self._values(dim, target, device).to(dtype))
+        return Inputs(x, target, weight, self.ignore_index, self.label_smoothing, grad_loss)
+
+    def _values(self, dim: int, target: Tensor, device: str) -> Tensor:
+        x = torch.randn(self.shape, device=device)
+        if self.values == "offset":
+            x += 1e4
+        elif self.values == "one-hot":
+            x.movedim(dim, 0)[0] += 100
+        elif self.values == "infinite":
+            of_target = torch.zeros(self.shape, dtype=torch.bool, device=device)
+            of_target.scatter_(dim, target.clamp(0, self.shape[dim] - 1).unsqueeze(dim), True)
+            x = x.masked_fill((torch.rand(self.shape, device=device) < 1 / 3) & ~of_target, -torch.inf)
+        return x
+
+    def _lay(self, x: Tensor) -> Tensor:
+        if self.layout == "transposed":
+            reverse = tuple(reversed(range(x.dim())))
+            return x.permute(reverse).contiguous().permute(reverse)
+        if self.layout == "sliced":
+            wide = x.new_full([n + 3 for n in x.shape], torch.nan)
+            return wide[(slice(1, -2),) * x.dim()].copy_(x)
+        if self.layout == "expanded":
+            return x[:1].expand_as(x)
+        return x
+
+
+def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
+    """Launches that between them take every branch of the kernels' preprocessor, in each dtype that Metal has."""
+    capabilities = capabilities or Capabilities()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for shape, weighted, smoothing in (
+            ((5, 24), True, 0.1),
+            ((5, 23), False, 0.0),
+            ((2, 100_000), False, 0.1),
+            ((3, 50, 2000), True, 0.0),
+        ):
+            x = Operand(dtype, torch.empty(shape, device="meta").stride())
+            strides = list(torch.empty((shape[0], *shape[2:]), device="meta").stride())
+            strides.insert(1, 0)
+            target = Operand(torch.int64, tuple(strides))
+            loss = Operand(accumulator_dtype(dtype), tuple(strides))
+            options = (weighted, -100, smoothing)
+            yield plan.forward(plan.Problem(shape, 1, (x,), (target, loss), *options), capabilities)
+            yield plan.backward(plan.Problem(shape, 1, (x, x), (target, loss, loss), *options), capabilities)
