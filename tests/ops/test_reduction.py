@@ -18,6 +18,7 @@ from mps_flash_attn.functional import amax
 from mps_flash_attn.launch import Capabilities
 from mps_flash_attn.ops.reduction import api, plan, reference
 from mps_flash_attn.ops.reduction.cases import Case
+from mps_flash_attn.ops.reduction.self_checks import self_checks
 from mps_flash_attn.ops.rows import Operand
 from mps_flash_attn.runtime import simulator
 from tests.ops.barriers import barriers, without_barrier
@@ -278,6 +279,12 @@ X = torch.zeros(2, 3)
 def test_bad_arguments_are_named(call: Callable[[], object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=re.escape(words)):
         call()
+
+
+def test_self_checks_pass(seed: int) -> None:
+    for each in self_checks(simulator.CAPABILITIES):
+        if each.dtype == torch.float32:
+            assert each.measure(simulator, "cpu").passed, each.problem
 
 
 def test_examples_in_docstrings() -> None:

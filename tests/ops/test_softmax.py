@@ -19,6 +19,7 @@ from mps_flash_attn.launch import Capabilities
 from mps_flash_attn.ops.rows import Operand
 from mps_flash_attn.ops.softmax import api, plan, reference
 from mps_flash_attn.ops.softmax.cases import Case
+from mps_flash_attn.ops.softmax.self_checks import self_checks
 from mps_flash_attn.runtime import simulator
 from tests.ops.barriers import barriers, without_barrier
 from tests.tolerance import assert_accurate
@@ -286,6 +287,12 @@ def test_bad_arguments_are_named(call: Callable[[], object], error: type[Excepti
         return
     with pytest.raises(error, match=re.escape(words)):
         call()
+
+
+def test_self_checks_pass(seed: int) -> None:
+    for each in self_checks(simulator.CAPABILITIES):
+        if each.dtype == torch.float32:
+            assert each.measure(simulator, "cpu").passed, each.problem
 
 
 def test_examples_in_docstrings() -> None:
