@@ -120,7 +120,7 @@ def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], 
         )
         for output, actual in zip(expected, found, strict=True)
     ]
-    return max(judged, key=lambda result: (not result.passed, result.error / result.bound))
+    return max(judged, key=lambda result: (not result.passed, result.error / (result.bound or 1)))
 
 
 def _wait(device: str) -> None:

@@ -87,7 +87,7 @@ def _line(result: Result) -> str:
     ran = sum(trial.outcome is Outcome.RAN for trial in result.trials)
     counts = f"{ran}/{len(result.trials)}"
     known = default.outcome is Outcome.RAN
-    cells = [f"{default.cost:,.5g}" if known else "-", "-", "-", counts, f"NONE WAS RIGHT: {default.reason}"]
+    cells = [f"{default.cost:,.5g}" if known else "-", "-", "-", counts, f"NONE WAS RIGHT: {_general(default.reason)}"]
     if best is not None:
         gain = f"{default.cost / best.cost:.2f}x" if known else "-"
         words = "the default" if best.tiling == subject.default else _words(best.tiling)

@@ -304,12 +304,9 @@ class Counted:
     margin = 0.0
 
     def cost(self, call: Callable[[], None]) -> float:
-        from ..runtime.simulator import profile
         from ..runtime.simulator.cost import model_cycles
 
-        with profile() as counts:
-            call()
-        return model_cycles(counts.total)
+        return model_cycles(call)
 
     def play_off(self, calls: dict[Any, Callable[[], None]], costs: dict[Any, float]) -> dict[Any, float]:
         return costs
