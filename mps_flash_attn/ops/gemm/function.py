@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import launch
+from ... import launch, tune
 from ...errors import UnsupportedError
 from ...runtime.base import for_device
 from ..calls import PreparedCalls, address, geometry
@@ -114,7 +114,14 @@ def _prepare(a: Tensor, b: Tensor, bias: Tensor | None, activation: int, save: b
     readable = _readable(a, b)
     in_place = readable[0] is a and readable[1] is b
     problem = describe(*readable, bias, activation, save)
-    chosen = plan.product(problem, runtime.CAPABILITIES)
+    chosen = tune.planned(
+        "gemm",
+        plan.shape_class(problem),
+        dtype,
+        device,
+        plan.Tiling,
+        lambda tiling: plan.product(problem, runtime.CAPABILITIES, tiling),
+    )
     product = launch.bind(chosen.product, runtime)
     reduction = None if chosen.reduction is None else launch.bind(chosen.reduction, runtime)
 
