@@ -17,6 +17,7 @@ from ... import launch
 from ...runtime.base import for_device
 from ..calls import PreparedCalls, address, geometry
 from ..checks import refuse_second_derivatives
+from ..reduction.function import sum_
 from . import plan
 from .plan import Operation
 
@@ -226,6 +227,13 @@ def _(grad: Tensor, x: Tensor, activation: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _sum_to(shape: torch.Size, gradient: Tensor) -> Tensor:
+    """The gradient of an operand of this shape from that of its broadcast form."""
+    added = gradient.dim() - len(shape)
+    dims = [*range(added), *(added + dim for dim, size in enumerate(shape) if size != gradient.shape[added + dim])]
+    return sum_(gradient, dims, True, gradient.dtype).view(shape) if dims else gradient
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, y, ctx.number, ctx.activation, ctx.combine = inputs
     ctx.shapes = x.shape, None if y is None else y.shape
@@ -251,8 +259,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dx = dy = grad
     x_shape, y_shape = ctx.shapes
     return (
-        dx.sum_to_size(x_shape) if x_wanted and dx is not None else None,
-        dy.sum_to_size(y_shape) if y_wanted and dy is not None else None,
+        _sum_to(x_shape, dx) if x_wanted and dx is not None else None,
+        _sum_to(y_shape, dy) if y_wanted and dy is not None else None,
         *(None,) * 3,
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import require_match, require_number, require_reverse_mode, require_shape, require_tensor
-from ..dtypes import accumulator_dtype
+from ..dtypes import accumulator_dtype, wide_dtype
 from .function import add_norm, norm
 
 __all__ = ["add_layer_norm", "add_rms_norm", "layer_norm", "rms_norm"]
@@ -164,7 +164,7 @@ def _arguments(
             )
     if weight is not None and bias is not None:
         require_match("bias", bias, "weight", weight)
-    tensors = [None if x is None else _autocast(x) for x in (input, residual, weight, bias)]
+    tensors = [None if x is None else x.to(wide_dtype(x)) for x in (input, residual, weight, bias)]
     if len(shape) > 1:
         tensors[2:] = [None if p is None else p.reshape(-1) for p in tensors[2:]]
     x, added, weight, bias = tensors
@@ -187,13 +187,3 @@ def _row_shape(input: Tensor, normalized_shape: Sequence[int]) -> tuple[int, ...
             f"normalized_shape is {shape}; accepted are the last sizes of input, whose shape is {tuple(input.shape)}"
         )
     return shape
-
-
-def _computes_in_float32(device_type: str) -> bool:
-    """Whether autocast is on and PyTorch has it compute `layer_norm` in float32 there: not on the CPU."""
-    return device_type in ("cuda", "mps") and torch.is_autocast_enabled(device_type)
-
-
-def _autocast(tensor: Tensor) -> Tensor:
-    """The tensor as autocast wants it; PyTorch's rule: float64 stays."""
-    return tensor.float() if tensor.dtype != torch.float64 and _computes_in_float32(tensor.device.type) else tensor

@@ -1,5 +1,5 @@
-// dweight = sum over rows of dy xhat and dbias = sum over rows of dy, over the rows of one block: partial sums, which
-// fold_parameters.metal adds up. Nobody else writes them, so there are no atomics, and the order of additions is fixed.
+// dweight = sum over rows of dy xhat and dbias = sum over rows of dy, over the rows of one block: partial sums, which a
+// reduction adds up. Nobody else writes them, so there are no atomics, and the order of additions is fixed.
 //
 // A lane takes PACK columns; the simdgroups of a threadgroup take the rows of its block in turn. Grid:
 // (ceil(columns / (32 PACK)), blocks) threadgroups of THREADS threads. Define: SUMS, 1 for dweight, 2 for dbias too.

@@ -114,4 +114,4 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
         )
         yield plan.forward(problem, capabilities)
         yield plan.backward(problem, capabilities)
-        yield from plan.parameters(problem, capabilities)
+        yield plan.parameters(problem, capabilities)

@@ -20,6 +20,7 @@ from ...runtime.base import for_device
 from ..calls import PreparedCalls, address, geometry
 from ..checks import refuse_second_derivatives
 from ..dtypes import accumulator_dtype
+from ..reduction.function import sum_
 from ..strides import coalesce
 from . import plan
 
@@ -79,7 +80,6 @@ def describe(
     *,
     eps: float = 0.0,
     centred: bool,
-    parameter: torch.dtype | None = None,
 ) -> plan.Problem:
     """The problem of a launch.
 
@@ -87,7 +87,6 @@ def describe(
         tensors: those of ``x residual dy dsum`` that are read, of one shape; the rows of each are contiguous.
         weight, bias: contiguous, with as many elements as a row.
         dims: of a row.
-        parameter: dtype of the gradients of weight and bias, where neither is read.
     """
     x = tensors["x"]
     _require_alike(tensors)
@@ -108,7 +107,7 @@ def describe(
     starts = (*(s * x.element_size() for s in (*steps, columns)), *map(address, (*tensors.values(), *given)))
     return plan.Problem(
         dtype=x.dtype,
-        parameter=given[0].dtype if given else parameter or x.dtype,
+        parameter=given[0].dtype if given else x.dtype,
         rows=math.prod(x.shape[:-dims]),
         columns=columns,
         centred=centred,
@@ -283,36 +282,28 @@ def norm_backward_parameters(
     if dtype not in (x.dtype, accumulator_dtype(x.dtype)):
         raise TypeError(f"dtype is {dtype}; accepted are {x.dtype} and {accumulator_dtype(x.dtype)}")
     tensors, statistics = _readable({"x": x, "dy": grad}, dims), statistics.contiguous()
-    problem = (*map(geometry, tensors.values()), dims, centred, dtype, bias)
+    x = tensors["x"]
+    if x.numel() == 0:
+        return x.new_zeros((1 + bias, math.prod(x.shape[-dims:])), dtype=dtype)
+    problem = (*map(geometry, tensors.values()), dims, centred, bias)
     call = _parameter_calls.get(problem)
     if call is None:
-        call = _prepare_parameters(tensors, dims, centred, dtype, bias)
+        call = _prepare_parameters(tensors, dims, centred, bias)
         _parameter_calls[problem] = call
-    return call(*tensors.values(), statistics)
+    return sum_(call(*tensors.values(), statistics), [1], False, dtype)
 
 
-def _prepare_parameters(
-    tensors: dict[str, Tensor], dims: int, centred: bool, dtype: torch.dtype, bias: bool
-) -> _BackwardCall:
-    x = tensors["x"]
-    runtime, device = for_device(x.device.type), x.device
-    problem = describe(tensors, None, None, dims, centred=centred, parameter=dtype)
-    problem = dataclasses.replace(problem, bias=bias)
-    shape, blocks = (1 + bias, problem.columns), plan.parameter_blocks(problem)[0]
-    partial_shape, partial_dtype = (1 + bias, blocks, problem.columns), accumulator_dtype(x.dtype)
-    bound = None
-    if x.numel():
-        first, second = plan.parameters(problem, runtime.CAPABILITIES)
-        bound = launch.bind(first, runtime), launch.bind(second, runtime)
+def _prepare_parameters(tensors: dict[str, Tensor], dims: int, centred: bool, bias: bool) -> _BackwardCall:
+    """A call that returns the sums over each block of rows."""
+    runtime, device = for_device(tensors["x"].device.type), tensors["x"].device
+    problem = dataclasses.replace(describe(tensors, None, None, dims, centred=centred), bias=bias)
+    shape, dtype = (1 + bias, plan.parameter_blocks(problem)[0], problem.columns), accumulator_dtype(problem.dtype)
+    bound = launch.bind(plan.parameters(problem, runtime.CAPABILITIES), runtime)
 
     def call(x: Tensor, dy: Tensor, statistics: Tensor) -> Tensor:
-        gradients = launch.empty(shape, dtype, device, runtime)
-        if bound is None:
-            return gradients.zero_()
-        partials = launch.empty(partial_shape, partial_dtype, device, runtime)
-        bound[0](x, statistics, dy, partials)
-        bound[1](partials, gradients)
-        return gradients
+        partials = launch.empty(shape, dtype, device, runtime)
+        bound(x, statistics, dy, partials)
+        return partials
 
     return call
 

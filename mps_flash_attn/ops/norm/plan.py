@@ -163,16 +163,15 @@ def backward(problem: Problem, capabilities: Capabilities) -> Launch:
 
 
 @functools.lru_cache(maxsize=1024)
-def parameters(problem: Problem, capabilities: Capabilities) -> tuple[Launch, Launch]:
-    """The launches of ``norm_backward_parameters`` and ``norm_fold_parameters``, in this order.
+def parameters(problem: Problem, capabilities: Capabilities) -> Launch:
+    """The launch of ``norm_backward_parameters``.
 
     Raises:
         UnsupportedError: with the reason.
     """
     _refuse(problem, capabilities)
     sums, (blocks, _) = 1 + problem.bias, parameter_blocks(problem)
-    columns_a_group = _LANES * problem.pack
-    partial = Launch(
+    return Launch(
         file=f"{_FOLDER}/backward_parameters.metal",
         kernel="norm_backward_parameters",
         defines=(
@@ -184,17 +183,7 @@ def parameters(problem: Problem, capabilities: Capabilities) -> tuple[Launch, La
             ("SUMS", sums),
         ),
         words=_words(problem),
-        threads=(-(-problem.columns // columns_a_group) * _THREADS, blocks, 1),
+        threads=(-(-problem.columns // (_LANES * problem.pack)) * _THREADS, blocks, 1),
         group_size=(_THREADS, 1, 1),
         threadgroup_bytes=sums * _THREADS * problem.pack * max(problem.dtype.itemsize, 4),
     )
-    fold = Launch(
-        file=f"{_FOLDER}/fold_parameters.metal",
-        kernel="norm_fold_parameters",
-        defines=_defines(problem),
-        words=_words(problem),
-        threads=(problem.columns, sums, 1),
-        group_size=(_THREADS, 1, 1),
-        threadgroup_bytes=0,
-    )
-    return partial, fold
