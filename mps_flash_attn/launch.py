@@ -115,9 +115,9 @@ def dry_run() -> Iterator[None]:
         _dry = before
 
 
-def empty_like(tensor: Tensor, runtime: Runtime) -> Tensor:
+def empty_like(tensor: Tensor, runtime: Runtime, dtype: torch.dtype | None = None) -> Tensor:
     """``torch.empty_like``, filled with NaN while the runtime checks, so that an element never written is seen."""
-    output = torch.empty_like(tensor)
+    output = torch.empty_like(tensor, dtype=dtype)
     return output.fill_(torch.nan) if runtime.is_checking() else output
 
 

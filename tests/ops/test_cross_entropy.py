@@ -252,6 +252,18 @@ def test_each_barrier_is_missed(path: str, number: int, seed: int) -> None:
         run(Case((2, 601), label_smoothing=0.1), torch.float32)
 
 
+@pytest.mark.parametrize("shape", [(9, 24), (2, 70_001)], ids=str)
+def test_logits_are_read_once(shape: tuple[int, int], seed: int) -> None:
+    inputs = Case(shape).inputs(torch.float32)
+    with simulator.profile() as counts:
+        _, _, statistics = forward(inputs.x, inputs.target, None, -100, 0.0)
+        backward(inputs.grad_loss, inputs.x, inputs.target, None, statistics, -100, 0.0)
+    first, second = (record.counters for record in counts.launches)
+    assert first.device_bytes_read == inputs.x.nbytes + shape[0] * (8 + 4)  # target, and its logit once more
+    assert first.device_bytes_written == shape[0] * 5 * 4
+    assert second.device_bytes_written == inputs.x.nbytes
+
+
 def test_new_sizes_compile_nothing() -> None:
     def text(rows: int, classes: int, smoothing: float) -> str:
         x, row = Operand(torch.float32, (classes, 1)), Operand(torch.float32, (1, 0))

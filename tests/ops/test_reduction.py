@@ -245,6 +245,19 @@ def test_each_barrier_is_missed(path: str, number: int, seed: int) -> None:
         operators.reduction_sum(torch.randn(2, 3, 900), [0, 2], False, torch.float32)
 
 
+@pytest.mark.parametrize(("shape", "dim"), [((200_000,), 0), ((2000, 64), 0)], ids=str)
+def test_everything_is_read_once_and_together(shape: tuple[int, ...], dim: int, seed: int) -> None:
+    """Two launches, of which the second reads what the first has written; accesses are to whole segments."""
+    x = torch.randn(shape)
+    with simulator.profile(transactions=True) as counts:
+        operators.reduction_sum(x, [dim], False, x.dtype)
+    first, second = (record.counters for record in counts.launches)
+    assert first.device_bytes_read == x.nbytes
+    assert second.device_bytes_read == first.device_bytes_written
+    written = -(-first.device_bytes_written // 4)  # at most a segment each
+    assert counts.launches[0].transactions.device_segments <= x.nbytes // 128 + written
+
+
 def test_new_lengths_compile_nothing() -> None:
     def text(*shape: int) -> str:
         x = Operand(torch.float16, (shape[1], 1))

@@ -242,6 +242,25 @@ def test_each_barrier_is_missed(path: str, number: int, seed: int) -> None:
         run(Case((2, 600), 1), torch.float32)
 
 
+@pytest.mark.parametrize(("length", "readings"), [(24, 1), (4096, 1), (70_001, 2)])
+def test_rows_are_read_as_often_as_promised(length: int, readings: int, seed: int) -> None:
+    x = torch.randn(2, length)
+    with simulator.profile() as counts:
+        out = forward(x, 1, False, x.dtype)
+        backward(out, out, 1, False, x.dtype)
+    first, second = (record.counters for record in counts.launches)
+    assert (first.device_bytes_read, second.device_bytes_read) == (readings * x.nbytes, 2 * readings * x.nbytes)
+    assert first.device_bytes_written == second.device_bytes_written == x.nbytes
+
+
+def test_neighbours_are_read_together(seed: int) -> None:
+    """A row per thread where rows lie side by side: each access of a simdgroup is to one segment of 128 bytes."""
+    x = torch.randn(4, 5, 256)
+    with simulator.profile(transactions=True) as counts:
+        forward(x, 1, False, x.dtype)
+    assert counts.transactions.device_segments == 3 * x.nbytes // 128
+
+
 def test_new_lengths_compile_nothing() -> None:
     def text(shape: tuple[int, int], dtype: torch.dtype = torch.float16) -> str:
         x = Operand(dtype, (shape[1], 1))

@@ -31,10 +31,6 @@ def describe(dim: int, log: bool, x: Tensor, y: Tensor, dy: Tensor | None = None
     return plan.Problem(tuple(x.shape) or (1,), dim, operands, log)
 
 
-def _empty_like(tensor: Tensor, dtype: torch.dtype, runtime: launch.Runtime) -> Tensor:
-    return launch.empty_like(tensor if tensor.dtype == dtype else torch.empty_like(tensor, dtype=dtype), runtime)
-
-
 @torch.library.custom_op("mps_flash_attn::softmax_forward", mutates_args=())
 def softmax_forward(x: Tensor, dim: int, log: bool, dtype: torch.dtype) -> Tensor:
     """Softmax along a dimension, or its natural logarithm.
@@ -49,7 +45,7 @@ def softmax_forward(x: Tensor, dim: int, log: bool, dtype: torch.dtype) -> Tenso
         UnsupportedError: a problem that no plan serves.
     """
     runtime = for_device(x.device.type)
-    out = _empty_like(x, dtype, runtime)
+    out = launch.empty_like(x, runtime, dtype)
     if x.numel() == 0:
         return out
     problem = (geometry(x), dim, log, dtype)
@@ -75,7 +71,7 @@ def softmax_backward(grad_out: Tensor, out: Tensor, dim: int, log: bool, dtype: 
             f"{out.dtype} of shape {tuple(out.shape)}"
         )
     runtime = for_device(out.device.type)
-    grad = _empty_like(out, dtype, runtime)
+    grad = launch.empty_like(out, runtime, dtype)
     if out.numel() == 0:
         return grad
     problem = (geometry(grad_out), geometry(out), dim, log, dtype)
