@@ -4,8 +4,8 @@
 // columns, two adjacent ones from tile_col(lane) and two more 8 to their right. Only the two files included here know
 // which lane holds what: one for Metal's 8 x 8 simdgroup matrices, one for the matrix instructions of NVIDIA's GPUs.
 //
-// Each defines TileA<T>, TileB<T>, TileC with `at(row slot, column slot)`, clear, mma, load_a, load_b, load_bt, to_a,
-// tile_row, tile_col, reduce_max and reduce_sum.
+// Each defines TileA<T>, TileB<T>, TileC with `at(row slot, column slot)`, clear, mma, load_a, load_at, load_b,
+// load_bt, to_a, tile_row, tile_col, reduce_max and reduce_sum.
 #pragma once
 
 #include "msl/types.h"
@@ -40,12 +40,13 @@ inline void load_a(thread TileA<element>& a, const device element* source, long 
 }
 
 // Writes factor[row] * c to device memory; what lies outside `rows` x `columns` stays untouched.
-inline void store(thread TileC& c, rows_t factor, device element* target, long row_stride, int rows, int columns,
+template <typename T>
+inline void store(thread TileC& c, rows_t factor, device T* target, long row_stride, int rows, int columns,
                   ushort lane) {
     for (short row = 0; row < 2; row++)
         for (short column = 0; column < 4; column++) {
             const short i = tile_row(lane, row), j = tile_col(lane, column);
-            if (i < rows && j < columns) target[i * row_stride + j] = element(factor[row] * c.at(row, column));
+            if (i < rows && j < columns) target[i * row_stride + j] = T(factor[row] * c.at(row, column));
         }
 }
 

@@ -56,6 +56,11 @@ struct TileA {
         const ushort lane = simt::own_lane();
         simt::load_matrices(pair, source + lane % 16 * LD + lane / 16 * 8);
     }
+    template <short LD>
+    void load_transposed(const threadgroup T* source) thread {
+        const ushort lane = simt::own_lane();
+        simt::load_matrices_transposed(pair, source + (lane / 16 * 8 + lane % 8) * LD + lane / 8 % 2 * 8);
+    }
     void multiply(thread TileC& c, thread const TileB<T>& b) const thread {
         for (short part = 0; part < 2; part++) simt::multiply<T>(c.value[part], pair, b.pair[part]);
     }
@@ -101,6 +106,14 @@ struct TileA<float> {
                 pair[part][row] =
                     *(const threadgroup float2*)(source + (row * 8 + lane / 4) * LD + part * 8 + lane % 4 * 2);
     }
+    template <short LD>
+    void load_transposed(const threadgroup float* source) thread {
+        const ushort lane = simt::own_lane();
+        for (short row = 0; row < 2; row++)
+            for (short part = 0; part < 2; part++)
+                for (short k = 0; k < 2; k++)
+                    pair[part][row][k] = source[(part * 8 + lane % 4 * 2 + k) * LD + row * 8 + lane / 4];
+    }
     void multiply(thread TileC& c, thread const TileB<float>& b) const thread {
         const simt::Split<4> left[2] = {{{pair[0][0].x, pair[0][1].x, pair[0][0].y, pair[0][1].y}},
                                         {{pair[1][0].x, pair[1][1].x, pair[1][0].y, pair[1][1].y}}};
@@ -140,11 +153,19 @@ struct TileA<double> {
     }
     template <short LD>
     void load(const threadgroup double* source) thread {
+        read(source, LD, 1);
+    }
+    template <short LD>
+    void load_transposed(const threadgroup double* source) thread {
+        read(source, 1, LD);
+    }
+    void read(const threadgroup double* source, short row_step, short column_step) thread {
         const ushort lane = simt::own_lane();
         for (short row = 0; row < 2; row++)
-            for (short column = 0; column < 4; column++)
-                value[row][column] =
-                    source[(tile_row(lane) + row * 8) * LD + tile_col(lane) + column / 2 * 8 + column % 2];
+            for (short column = 0; column < 4; column++) {
+                const short i = tile_row(lane) + row * 8, j = tile_col(lane) + column / 2 * 8 + column % 2;
+                value[row][column] = source[i * row_step + j * column_step];
+            }
     }
     void multiply(thread TileC& c, thread const TileB<double>& b) const thread {
         const uint lane = simt::own_lane();
@@ -170,7 +191,12 @@ template <short LD>
 inline void load_a(thread TileA<element>& a, const threadgroup element* source) {
     a.template load<LD>(source);
 }
-// The right operand likewise: row k of the memory is row k of the operand.
+// The same transposed: row k of the memory is column k of the operand.
+template <short LD>
+inline void load_at(thread TileA<element>& a, const threadgroup element* source) {
+    a.template load_transposed<LD>(source);
+}
+// The right operand from 16 rows: row k of the memory is row k of the operand.
 template <short LD>
 inline void load_b(thread TileB<element>& b, const threadgroup element* source) {
     b.template load<LD>(source);

@@ -48,7 +48,15 @@ inline void load_a(thread TileA<element>& a, const threadgroup element* source) 
         for (short k = 0; k < 2; k++) simdgroup_load(a.part[row][k], source + row * 8 * LD + k * 8, LD);
 }
 
-// The right operand likewise: row k of the memory is row k of the operand.
+// The same transposed: row k of the memory is column k of the operand.
+template <short LD>
+inline void load_at(thread TileA<element>& a, const threadgroup element* source) {
+    for (short row = 0; row < 2; row++)
+        for (short k = 0; k < 2; k++)
+            simdgroup_load(a.part[row][k], source + k * 8 * LD + row * 8, LD, ulong2(0, 0), true);
+}
+
+// The right operand from 16 rows: row k of the memory is row k of the operand.
 template <short LD>
 inline void load_b(thread TileB<element>& b, const threadgroup element* source) {
     for (short k = 0; k < 2; k++)

@@ -43,6 +43,7 @@ kernel void gemm(const device element* a [[buffer(0)]], const device element* b 
         b_source.stage_at(k0, b_blocks[now], thread_index);
     }
     for (int k = k0; k < k1; k += BK) {
+        finish_copies();
         threadgroup_barrier(mem_flags::mem_threadgroup);
         const short next = STAGES - 1 - now;
         const int ahead = k + (STAGES - 1) * BK;
@@ -50,7 +51,10 @@ kernel void gemm(const device element* a [[buffer(0)]], const device element* b 
             a_source.stage_at(ahead, a_blocks[next], thread_index);
             b_source.stage_at(ahead, b_blocks[next], thread_index);
         }
-        if (STAGES == 1) threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (STAGES == 1) {
+            finish_copies();
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+        }
         for (short d = 0; d < BK; d += TILE) {
             TileA<element> left[TM];
             TileB<element> right[TN];

@@ -25,6 +25,7 @@ class Function:
         entry: the name of its entry point.
         binary: its machine code.
         device: the device's index.
+        parameters: how many it has.
 
     Attributes:
         max_threads: of a threadgroup, with the registers that it takes.
@@ -33,7 +34,7 @@ class Function:
         KernelLaunchError: CUDA cannot load it, or has not the threadgroup memory that it needs.
     """
 
-    def __init__(self, name: str, entry: str, binary: Binary, device: int) -> None:
+    def __init__(self, name: str, entry: str, binary: Binary, device: int, parameters: int) -> None:
         self._name = name
         self._shared = binary.threadgroup_bytes[entry]
         self._device = device
@@ -68,7 +69,7 @@ class Function:
                 handle,
             )
         self._function = cuda.CUfunction(init_value=int(self._kernel))
-        self._sizes = self._parameter_sizes()
+        self._sizes = [self._call(cuda.cuKernelGetParamInfo, self._kernel, index)[1] for index in range(parameters)]
 
     def launch(self, grid: Sequence[int], group: Sequence[int], values: Sequence[bytes], stream: int) -> None:
         """Puts a launch into a stream.
@@ -105,19 +106,11 @@ class Function:
                 f"{_words(status)}"
             )
 
-    def _parameter_sizes(self) -> list[int]:
-        sizes: list[int] = []
-        while True:
-            status, _, size = cuda.cuKernelGetParamInfo(self._kernel, len(sizes))
-            if status != cuda.CUresult.CUDA_SUCCESS:
-                return sizes
-            sizes.append(int(size))
-
     def _call(self, function: Any, *args: Any) -> Any:
         status, *results = function(*args)
         if status != cuda.CUresult.CUDA_SUCCESS:
             raise KernelLaunchError(f"kernel {self._name!r}: {function.__name__} failed: {_words(status)}")
-        return results[0] if results else None
+        return results[0] if len(results) == 1 else results
 
 
 def _words(status: Any) -> str:

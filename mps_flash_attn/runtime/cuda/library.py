@@ -166,7 +166,7 @@ class Kernel:
                 binary = self._library.binary(
                     self._info, torch.cuda.get_device_capability(device), MAX_THREADS if bounded else 0
                 )
-                function = driver.Function(self._info.name, entry_point(self._info), binary, device)
+                function = driver.Function(self._info.name, entry_point(self._info), binary, device, 1 + self._arity)
                 self._functions[device, bounded] = function
             return function
 
