@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from ...launch import Capabilities, bind
+from ...self_check import Expected
 from ...tune import Subject
 from . import plan
 from .cases import Case
@@ -20,15 +23,22 @@ __all__ = ["subjects"]
 _KERNELS = (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _HEAD_SIZES = (64, 128, 80, 96, 256)
-#: Lengths of a short and a long sequence and a number of heads: on a GPU enough to fill it, on the simulator, where the
-#: count of work is exact however little there is, just more than a block.
-_GPU_SIZES, _SIMULATOR_SIZES = (128, 1024, 16), (96, 256, 1)
+#: Lengths and heads of long and short sequences by type of device: on a GPU so many heads that a launch takes longer
+#: than its call in Python, on the simulator, where the count of work is exact however little there is, one.
+_SIZES = {
+    "cpu": ((256, 1), (96, 1)),
+    "mps": ((1024, 16), (128, 256)),
+    "cuda": ((2048, 64), (128, 2048)),
+}
+#: Heads that differ, so that one head taken for its neighbour is noticed; the others repeat them, which spares most of
+#: the reference.
+_DISTINCT_HEADS = 2
 
 
 def subjects(capabilities: Capabilities, device: str) -> Iterator[Subject]:
-    """The kernels on each class of problems; problems for the simulator, ``cpu``, are smaller."""
-    short, long, heads = _SIMULATOR_SIZES if device == "cpu" else _GPU_SIZES
-    for dtype, head_size, length in itertools.product(_DTYPES, _HEAD_SIZES, (long, short)):
+    """The kernels on each class of problems, in sizes that suit the device."""
+    sizes = _SIZES[device]
+    for dtype, head_size, (length, heads) in itertools.product(_DTYPES, _HEAD_SIZES, sizes):
         for causal in (Causal.TOP_LEFT, Causal.NONE):
             case = Case(length, length, head_size, batch=1, query_heads=heads, key_heads=heads, causal=causal)
             for kernel in _KERNELS:
@@ -41,7 +51,7 @@ def _subject(kernel: plan.Kernel, case: Case, dtype: torch.dtype, capabilities: 
         kernel=name,
         shape_class=plan.shape_class(described),
         dtype=dtype,
-        problem=words(case),
+        problem=f"{words(case)}, {case.query_heads} heads",
         default=plan.default_tiling(described, capabilities, kernel),
         tilings=tuple(plan.tilings(described, capabilities, kernel)),
         prepare=lambda tiling, runtime: bind(plan.walk(described, capabilities, kernel, tiling), runtime),
@@ -52,4 +62,16 @@ def _subject(kernel: plan.Kernel, case: Case, dtype: torch.dtype, capabilities: 
 @functools.lru_cache(maxsize=1)
 def _operands(case: Case, dtype: torch.dtype) -> dict[str, Operands]:
     """Made once for the kernels of a case, which follow one another."""
-    return operands(case.inputs(dtype))
+    distinct = min(case.query_heads, _DISTINCT_HEADS)
+    made = operands(dataclasses.replace(case, query_heads=distinct, key_heads=distinct).inputs(dtype))
+    repeats = case.query_heads // distinct
+    return made if repeats == 1 else {name: _repeated(*of, repeats) for name, of in made.items()}
+
+
+def _repeated(read: tuple[Tensor, ...], written: tuple[Expected, ...], repeats: int) -> Operands:
+    """Operands with as many times the heads, the first of them after the last."""
+
+    def repeat(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor] * repeats, dim=1)
+
+    return tuple(map(repeat, read)), tuple(Expected(x.name, repeat(x.reference), repeat(x.pytorch)) for x in written)
