@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from mps_flash_attn import UnsupportedError
 from mps_flash_attn.errors import KernelCheckError
 from mps_flash_attn.functional import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from mps_flash_attn.launch import Capabilities
+from mps_flash_attn.ops.norm import function, plan
 from mps_flash_attn.ops.norm.cases import Case, Inputs
 from mps_flash_attn.ops.norm.expected import exact, pytorch
 from mps_flash_attn.runtime import simulator
@@ -73,7 +76,7 @@ def test_dtypes(case: Case, dtype: torch.dtype, seed: int) -> None:
         (SHARED, torch.float32),
         (Case((2,), (9001,), bias=False), torch.float32),
         (Case((2,), (70_000,)), torch.float32),
-        (Case((2,), (70_000,)), torch.bfloat16),
+        (Case((2,), (70_000,)), torch.float16),
         (Case((300,), (40,)), torch.float32),  # more blocks of rows than one
     ],
     ids=lambda value: "x".join(map(str, (*value.lead, *value.row))) if isinstance(value, Case) else str(value),
@@ -142,6 +145,13 @@ def test_squares_that_overflow() -> None:
     x = torch.full((2, 40), 3e30)
     assert torch.equal(layer_norm(x, (40,)), torch.zeros(2, 40))  # its deviations are 0
     assert torch.equal(rms_norm(x, (40,)), F.rms_norm(x, (40,)))
+
+
+@pytest.mark.parametrize("columns", [20, 300])
+def test_all_threads_of_a_row_normalise_alike(columns: int, seed: int) -> None:
+    x = torch.randn(40, columns).repeat(1, 2)  # equal elements meet different threads
+    first, second = layer_norm(x, (2 * columns,)).chunk(2, 1)
+    assert torch.equal(first, second)
 
 
 def test_nan_reaches_its_row_and_no_other(seed: int) -> None:
@@ -264,9 +274,9 @@ def test_compiles_as_one_graph(seed: int) -> None:
         return layer_norm(y, (40,), weight, bias) + rms_norm(total, (40,), weight)
 
     results = []
-    for function in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
+    for run in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
         leaf = x.clone().requires_grad_()
-        y = function(leaf)
+        y = run(leaf)
         results.append((y, *torch.autograd.grad(y.square().sum(), (leaf, weight, bias))))
     torch.compiler.reset()
     assert all(torch.equal(eager, compiled) for eager, compiled in zip(*results, strict=True))
@@ -291,6 +301,15 @@ def test_each_barrier_is_missed(path: str, number: int, seed: int) -> None:
     inputs = SHARED.inputs(torch.float32)
     with pytest.raises(KernelCheckError), without_barrier(path, number), simulator.check():
         ours(inputs)
+
+
+def test_plans_refuse_what_no_device_can_do() -> None:
+    x = torch.empty(2, 8, dtype=torch.float64)
+    problem = function.describe({"x": x}, None, None, 1, centred=True)
+    for refused in (problem, dataclasses.replace(problem, dtype=torch.float32, parameter=torch.float32, columns=2**31)):
+        for make in (plan.forward, plan.backward, plan.parameters):
+            with pytest.raises(UnsupportedError):
+                make(refused, Capabilities())
 
 
 def test_autocast_is_pytorchs(seed: int) -> None:
