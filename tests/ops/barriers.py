@@ -11,9 +11,9 @@ import pytest
 from mps_flash_attn import source
 from mps_flash_attn.ops import calls
 
-__all__ = ["barriers", "without_barrier"]
+__all__ = ["BARRIER", "barriers", "without_barrier"]
 
-_BARRIER = re.compile(r"(?:threadgroup|simdgroup)_barrier\([^;]*\);")
+BARRIER = re.compile(r"(?:threadgroup|simdgroup)_barrier\([^;]*\);")
 
 
 def barriers(folder: str) -> list[tuple[str, int]]:
@@ -22,7 +22,7 @@ def barriers(folder: str) -> list[tuple[str, int]]:
         (path, number)
         for path in source.kernel_files()
         if path.startswith(folder)
-        for number in range(len(_BARRIER.findall(source.flatten(path))))
+        for number in range(len(BARRIER.findall(source.flatten(path))))
     ]
 
 
@@ -35,7 +35,7 @@ def without_barrier(path: str, number: int) -> Iterator[None]:
         text = specialise(which, defines)
         if which != path:
             return text
-        found = list(_BARRIER.finditer(text))[number]
+        found = list(BARRIER.finditer(text))[number]
         return text[: found.start()] + text[found.end() :]
 
     with pytest.MonkeyPatch.context() as patch:
