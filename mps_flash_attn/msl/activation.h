@@ -1,84 +1,60 @@
-// Activations of a network and their derivatives, in float. Define: ACTIVATION, one of the values below.
+// Activations and their derivatives: structs that kernels take by name, in a define ACTIVATION.
 #pragma once
 
-#include "msl/types.h"
+#include "msl/erf.h"
 
-#define ACTIVATION_NONE 0
-#define ACTIVATION_RELU 1
-#define ACTIVATION_GELU 2
-#define ACTIVATION_GELU_TANH 3
-#define ACTIVATION_SILU 4
+constant constexpr accum SQRT_HALF = accum(0.70710678118654752440);
+constant constexpr accum GELU_SCALE = accum(1.59576912160573071176);  // 2 sqrt(2 / pi)
+constant constexpr accum GELU_CUBE = accum(0.044715);
 
-inline accum exponential(accum x) { return fast::exp2(x * LOG2_E); }
-inline accum sigmoid(accum x) { return accum(1) / (accum(1) + exponential(-x)); }
-
-// A polynomial by Horner's rule, its highest coefficient first.
-template <short N>
-inline accum polynomial(const thread accum (&coefficients)[N], accum x) {
-    accum sum = coefficients[0];
-    for (short i = 1; i < N; i++) sum = sum * x + coefficients[i];
-    return sum;
+// 1 / (1 + exp(-x)) and its derivative, for any x without overflow.
+struct Sigmoid {
+    accum value, slope;
+};
+inline Sigmoid sigmoid(accum x) {
+    const accum e = exp(-abs(x)), inverse = 1 / (1 + e);
+    Sigmoid s;
+    s.value = x < 0 ? e * inverse : inverse;
+    s.slope = e * inverse * inverse;
+    return s;
 }
 
-// The error function, which Metal lacks, as quotients of polynomials: W. J. Cody, Rational Chebyshev approximations for
-// the error function, Mathematics of Computation 23 (1969), its ranges below 0.46875 and below 4. The latter serves up
-// to 6, as little is left of erfc there; beyond, erf(x) is +-1 even in double precision.
-inline accum error_function(accum x) {
-    const accum magnitude = min(fabs(x), accum(6));
-    if (magnitude <= accum(0.46875)) {
-        const accum p[] = {accum(1.85777706184603153e-1), accum(3.16112374387056560), accum(1.13864154151050156e2),
-                           accum(3.77485237685302021e2), accum(3.20937758913846947e3)};
-        const accum q[] = {accum(1), accum(2.36012909523441209e1), accum(2.44024637934444173e2),
-                           accum(1.28261652607737228e3), accum(2.84423683343917062e3)};
-        return x * polynomial(p, x * x) / polynomial(q, x * x);
+struct Identity {
+    accum value(accum x) const thread { return x; }
+    accum slope(accum) const thread { return 1; }
+};
+// NaN stays NaN, and its gradient is that of a positive number: as in PyTorch.
+struct Relu {
+    accum value(accum x) const thread { return x <= 0 ? 0 : x; }
+    accum slope(accum x) const thread { return x <= 0 ? 0 : 1; }
+};
+struct ReluSquared {
+    accum value(accum x) const thread { return x <= 0 ? 0 : x * x; }
+    accum slope(accum x) const thread { return x <= 0 ? 0 : 2 * x; }
+};
+struct Silu {
+    accum value(accum x) const thread { return x * sigmoid(x).value; }
+    accum slope(accum x) const thread {
+        const Sigmoid s = sigmoid(x);
+        return s.value + x * s.slope;
     }
-    const accum p[] = {accum(2.15311535474403846e-8), accum(5.64188496988670089e-1), accum(8.88314979438837594),
-                       accum(6.61191906371416295e1),  accum(2.98635138197400131e2),  accum(8.81952221241769090e2),
-                       accum(1.71204761263407058e3),  accum(2.05107837782607147e3),  accum(1.23033935479799725e3)};
-    const accum q[] = {accum(1),
-                       accum(1.57449261107098347e1),
-                       accum(1.17693950891312499e2),
-                       accum(5.37181101862009858e2),
-                       accum(1.62138957456669019e3),
-                       accum(3.29079923573345963e3),
-                       accum(4.36261909014324716e3),
-                       accum(3.43936767414372164e3),
-                       accum(1.23033935480374942e3)};
-    const accum erfc = exponential(-magnitude * magnitude) * polynomial(p, magnitude) / polynomial(q, magnitude);
-    return isnan(x) ? x : copysign(accum(1) - erfc, x);
-}
-
-// Twice the argument of GELU's tanh: 0.5 (1 + tanh(u)) = sigmoid(2 u), which does not overflow.
-inline accum gelu_tanh_argument(accum x) { return accum(1.5957691216057308) * (x + accum(0.044715) * x * x * x); }
-
-inline accum activation(accum x) {
-#if ACTIVATION == ACTIVATION_RELU
-    return x < 0 ? accum(0) : x;  // a NaN stays
-#elif ACTIVATION == ACTIVATION_GELU
-    return accum(0.5) * x * (accum(1) + error_function(x * accum(0.70710678118654752440)));
-#elif ACTIVATION == ACTIVATION_GELU_TANH
-    return x * sigmoid(gelu_tanh_argument(x));
-#elif ACTIVATION == ACTIVATION_SILU
-    return x * sigmoid(x);
-#else
-    return x;
-#endif
-}
-
-// d activation(x) / d x; for ReLU `x` may as well be its result.
-inline accum activation_derivative(accum x) {
-#if ACTIVATION == ACTIVATION_RELU
-    return x <= 0 ? accum(0) : accum(1);
-#elif ACTIVATION == ACTIVATION_GELU
-    const accum density = accum(0.39894228040143267794) * exponential(accum(-0.5) * x * x);
-    return accum(0.5) * (accum(1) + error_function(x * accum(0.70710678118654752440))) + x * density;
-#elif ACTIVATION == ACTIVATION_GELU_TANH
-    const accum s = sigmoid(gelu_tanh_argument(x));
-    return s + x * s * (accum(1) - s) * accum(1.5957691216057308) * (accum(1) + accum(0.134145) * x * x);
-#elif ACTIVATION == ACTIVATION_SILU
-    const accum s = sigmoid(x);
-    return s * (accum(1) + x * (accum(1) - s));
-#else
-    return accum(1);
-#endif
-}
+};
+// x times the normal distribution's function; by erfc, so that it keeps its digits where it is small.
+struct Gelu {
+    accum share(accum x) const thread { return error_function_complement(-x * SQRT_HALF) / 2; }
+    accum value(accum x) const thread { return x * share(x); }
+    accum slope(accum x) const thread {
+        const accum density = exp_minus_square(abs(x) * SQRT_HALF) * INVERSE_SQRT_PI * SQRT_HALF;
+        return share(x) + x * density;
+    }
+};
+// The same with (1 + tanh(u / 2)) / 2 = sigmoid(u) in the place of the normal distribution's function.
+struct GeluTanh {
+    accum inner(accum x) const thread { return GELU_SCALE * (x + GELU_CUBE * x * x * x); }
+    accum value(accum x) const thread { return x * sigmoid(inner(x)).value; }
+    accum slope(accum x) const thread {
+        const Sigmoid s = sigmoid(inner(x));
+        const accum derivative = GELU_SCALE * (1 + 3 * GELU_CUBE * x * x);
+        return s.slope == 0 ? s.value : s.value + x * s.slope * derivative;  // not 0 * infinity
+    }
+};

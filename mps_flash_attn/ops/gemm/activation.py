@@ -11,13 +11,18 @@ ActivationName = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
 
 class Activation(enum.IntEnum):
-    """The values of ``ACTIVATION`` in ``msl/activation.h``."""
+    """What the operators are told."""
 
     NONE = 0
     RELU = 1
     GELU = 2
     GELU_TANH = 3
     SILU = 4
+
+    @property
+    def struct(self) -> str:
+        """Its name in ``msl/activation.h``."""
+        return ("Identity", "Relu", "Gelu", "GeluTanh", "Silu")[self]
 
     @property
     def needs_input(self) -> bool:

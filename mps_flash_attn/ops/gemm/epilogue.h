@@ -1,5 +1,6 @@
 // What becomes of the elements of A B. Defines: EPILOGUE, 0 where they are only partial sums; BIAS, 1 when a vector is
-// added to each row; SAVE, 1 when the sum before the activation is wanted too; those of activation.h.
+// added to each row; SAVE, 1 when the sum before the activation is wanted too; ACTIVE, 1 with
+// an activation, ACTIVATION, a struct of activation.h.
 #pragma once
 
 #include "msl/activation.h"
@@ -13,8 +14,9 @@ inline void add_bias(thread TileC& c, const device element* bias, int columns, u
 }
 
 inline void activate(thread TileC& c) {
+    const ACTIVATION activation = ACTIVATION();
     for (short row = 0; row < 2; row++)
-        for (short column = 0; column < 4; column++) c.at(row, column) = activation(c.at(row, column));
+        for (short column = 0; column < 4; column++) c.at(row, column) = activation.value(c.at(row, column));
 }
 
 // Writes the tile at row i and column j of the matrix C [rows][columns], and what the activation is made from to `z`.
@@ -28,7 +30,7 @@ inline void finish(thread TileC& tile, const device element* bias, device elemen
 #if EPILOGUE && SAVE
     store(tile, rows_t(1), z + at, columns, rows - i, columns - j, lane);
 #endif
-#if EPILOGUE && ACTIVATION != ACTIVATION_NONE
+#if EPILOGUE && ACTIVE
     activate(tile);
 #endif
     store(tile, rows_t(1), c + at, columns, rows - i, columns - j, lane);

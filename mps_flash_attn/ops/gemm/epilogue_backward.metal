@@ -3,7 +3,7 @@
 //
 // A threadgroup takes 32 columns, one a lane, and part_rows rows, in turn by its simdgroups.
 // Grid: (ceil(columns / 32), parts, 1) threadgroups of THREADS threads.
-// Define: BIAS, 1 when the sums are wanted.
+// Defines: BIAS, 1 when the sums are wanted; ACTIVE, 1 with an activation; ACTIVATION, a struct of activation.h.
 #include "msl/activation.h"
 #include "ops/gemm/args.h"
 
@@ -22,13 +22,14 @@ kernel void gemm_epilogue_backward(const device element* dc [[buffer(0)]], const
 
     const int column = group.x * LANES + lane;
     const int begin = group.y * args.part_rows, end = min(begin + args.part_rows, args.rows);
+    const ACTIVATION activation = ACTIVATION();
     accum sum = 0;
     if (column < args.columns)
         for (int row = begin + simdgroup; row < end; row += SIMDGROUPS) {
             const long at = row * args.columns + column;
             accum gradient = dc[at];
-#if ACTIVATION != ACTIVATION_NONE
-            gradient *= activation_derivative(accum(z[at]));
+#if ACTIVE
+            gradient *= activation.slope(z[at]);
             dz[at] = element(gradient);
 #endif
             sum += gradient;

@@ -6,8 +6,7 @@
 // Grid: ceil(M / BM) ceil(N / BN) * batches * splits threadgroups of THREADS threads.
 //
 // Defines: BM BN BK WM WN THREADS STAGES; BATCH_DIMS; A_DEPTH_LAST, B_DEPTH_LAST, 1 where neighbours in depth are
-// neighbours in memory; RESULT, what `c` holds; EPILOGUE, 0 for partial products; BIAS, 1 with one; ACTIVATION; SAVE,
-// 1 when A B + bias is wanted too, in `z`.
+// neighbours in memory; RESULT, what `c` holds; EPILOGUE, 0 for partial products; those of epilogue.h.
 #include "msl/strides.h"
 #include "ops/gemm/epilogue.h"
 #include "ops/gemm/operand.h"

@@ -239,10 +239,14 @@ def _number_defines(dtype: torch.dtype) -> tuple[Define, ...]:
     )
 
 
+def _activation_defines(activation: Activation) -> tuple[Define, ...]:
+    return (("ACTIVE", int(activation != Activation.NONE)), ("ACTIVATION", activation.struct))
+
+
 def _epilogue_defines(problem: Problem) -> tuple[Define, ...]:
     return (
         ("BIAS", int(problem.bias)),
-        ("ACTIVATION", int(problem.activation)),
+        *_activation_defines(problem.activation),
         ("SAVE", int(problem.save)),
     )
 
@@ -285,7 +289,7 @@ def product(problem: Problem, capabilities: Capabilities, tiling: Tiling | None 
         ("B_DEPTH_LAST", int(problem.b.depth_last)),
         ("RESULT", "element" if whole else "accum"),
         ("EPILOGUE", int(whole)),
-        *(_epilogue_defines(problem) if whole else (("BIAS", 0), ("ACTIVATION", 0), ("SAVE", 0))),
+        *(_epilogue_defines(problem) if whole else (("BIAS", 0), *_activation_defines(Activation.NONE), ("SAVE", 0))),
     )
 
     def padded(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
@@ -383,7 +387,7 @@ def backward_epilogue(problem: BackwardProblem, capabilities: Capabilities) -> P
             *_number_defines(problem.dtype),
             ("THREADS", _THREADS),
             ("BIAS", int(problem.bias)),
-            ("ACTIVATION", int(problem.activation)),
+            *_activation_defines(problem.activation),
         ),
         words=words,
         threads=(strips * _THREADS, parts, 1),

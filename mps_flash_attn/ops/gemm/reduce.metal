@@ -14,5 +14,6 @@ kernel void gemm_reduce(const device accum* parts [[buffer(0)]], const device el
 #if SAVE
     z[position] = element(sum);
 #endif
-    c[position] = element(activation(sum));
+    const ACTIVATION activation = ACTIVATION();
+    c[position] = element(activation.value(sum));
 }

@@ -27,6 +27,7 @@ kernel void gemm_simdgroup_matrix(const device element* a [[buffer(0)]], const d
     for (int k = 0; k < K; k += BK) {
         a_source.stage_at(k, a_block, thread_index);
         b_source.stage_at(k, b_block, thread_index);
+        finish_copies();
         threadgroup_barrier(mem_flags::mem_threadgroup);
         for (short d = 0; d < BK; d += TILE) {
             TileA<element> left[TM];
