@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import counters
+import gemm
 import gpu
 import memory
 import overhead
@@ -21,7 +22,9 @@ import torch
 from attention import Problem
 
 DESCRIPTION = """\
-Measure attention, ours beside PyTorch's scaled_dot_product_attention and the textbook formula, all in this one run.
+Measure an operation of this package. This is --op attention; `--op gemm --help` tells of products of matrices.
+
+Attention is measured beside PyTorch's scaled_dot_product_attention and the textbook formula, all in this one run.
 
   (default)    wall-clock time, medians of --repeat calls after a warm-up with the very same call
   --memory     peak memory beyond the inputs, against the length; one fresh process a point; draws a plot
@@ -64,7 +67,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
         return number
 
-    parser.add_argument("--op", choices=("attention",), required=True, help="the operation")
+    parser.add_argument("--op", choices=("attention", "gemm"), required=True, help="the operation")
     mode = parser.add_mutually_exclusive_group()
     for name in ("memory", "counters", "overhead"):
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help="see above")
@@ -124,7 +127,18 @@ def problems(args: argparse.Namespace) -> list[Problem]:
     ]
 
 
+def _operation(arguments: Sequence[str] | None) -> str | None:
+    """The operation that the command line names, which has options of its own."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--op")
+    chosen: str | None = parser.parse_known_args(arguments)[0].op
+    return chosen
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
+    if _operation(arguments) == "gemm":
+        gemm.main(arguments)
+        return
     args = parse_arguments(arguments)
     chosen = problems(args)
     setting = f"{args.dtype}, batch {args.batch}, {args.heads} head{'s' * (args.heads > 1)}, {args.device}"
