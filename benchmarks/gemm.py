@@ -51,9 +51,12 @@ _MOST_CALLS = 100
 _MATRIX_PRODUCT = 8**3  # multiply-adds
 _LANES = 32
 
+_SHOWN = ("device_bytes", "segments", "group_bytes", "group_accesses", "passes", "conflicts", "barriers")
 _CAPTION = """\
-For each multiply-add; group: threadgroup memory. Accesses, segments (128 bytes) and passes over the 32 banks are those
-that a simdgroup needs for 32 of them. Matrix products: the share that matrix units do. Barriers: in all."""
+Of device and threadgroup memory, for each multiply-add. Accesses, segments (128
+bytes of device memory), passes over the 32 banks of threadgroup memory and
+conflicts, those of the passes that another layout would save, are what a
+simdgroup needs for 32 multiply-adds. Barriers: in all."""
 
 
 @dataclass(frozen=True)
@@ -205,11 +208,11 @@ def _counted(problem: Problem, call: Callable[[], object]) -> dict[str, float]:
     counts = {
         "device_bytes": counters.device_bytes,
         "device_accesses": _LANES * transactions.device_accesses,
-        "device_segments": _LANES * transactions.device_segments,
+        "segments": _LANES * transactions.device_segments,
         "group_bytes": counters.threadgroup_bytes,
         "group_accesses": _LANES * transactions.threadgroup_accesses,
-        "group_passes": _LANES * transactions.threadgroup_passes,
-        "bank_conflicts": _LANES * transactions.threadgroup_conflicts,
+        "passes": _LANES * transactions.threadgroup_passes,
+        "conflicts": _LANES * transactions.threadgroup_conflicts,
         "matrix_products": _MATRIX_PRODUCT * counters.matrix_products,
     }
     return {name: count / each for name, count in counts.items()} | {"barriers": counters.threadgroup_barriers}
@@ -224,9 +227,9 @@ def plot(found: Sequence[dict[str, Any]], title: str, file: Path) -> None:
         if speeds
         else {
             "device memory: bytes": "device_bytes",
-            "device memory: segments of a simdgroup": "device_segments",
+            "device memory: segments of a simdgroup": "segments",
             "threadgroup memory: bytes": "group_bytes",
-            "threadgroup memory: passes over the banks": "group_passes",
+            "threadgroup memory: passes over the banks": "passes",
         }
     )
     figure, grid = plt.subplots(1, len(panels), figsize=(3 + 3.2 * len(panels), 4), layout="constrained", squeeze=False)
@@ -258,7 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for problem in problems:
             title = f"The ladder on {device}: {problem.size}, {args.dtype}"
             found = measure_ladder(problem, args.repeat, args.limit)
-            records.show(title, found, _CAPTION if args.device == "cpu" else None)
+            if args.device == "cpu":
+                columns = ("rung", "name", *_SHOWN)
+                records.show(title, [{name: record[name] for name in columns} for record in found], _CAPTION)
+            else:
+                records.show(title, found)
             results += [{"size": problem.size, **record} for record in found]
             if args.plot is not None:
                 plot(found, title, args.plot)
