@@ -161,6 +161,8 @@ def test_sum_of_another_dtype(seed: int) -> None:
     total.square().sum().backward()
     assert x.grad is not None
     assert x.grad.dtype == torch.float16
+    digits = torch.tensor([1.0, 2.0**-30])
+    assert functional.sum(digits, dtype=torch.float64) == 1 + 2.0**-30
 
 
 @pytest.mark.parametrize("keepdim", [False, True])

@@ -11,14 +11,11 @@ from torch import Tensor
 
 from ...launch import Capabilities, Launch
 from ..dtypes import accumulator_dtype
+from ..layouts import LayoutName, lay
 from ..rows import Operand
 from . import plan
 
-__all__ = ["Case", "Inputs", "LayoutName", "ValuesName", "launches"]
-
-#: How the logits lie in memory: contiguous; their dimensions reversed; a slice of a wider tensor, so that rows start at
-#: odd addresses; the first dimension expanded from one.
-LayoutName = Literal["contiguous", "transposed", "sliced", "expanded"]
+__all__ = ["Case", "Inputs", "ValuesName", "launches"]
 
 #: Standard normal logits; those and an offset of 1e4; one large logit a row; a third of those of other classes -inf.
 ValuesName = Literal["normal", "offset", "one-hot", "infinite"]
@@ -57,7 +54,7 @@ class Case:
             target = target.masked_fill(torch.rand(rows, device=device) < 1 / 4, self.ignore_index)
         weight = torch.rand(classes, device=device).add(0.5).to(dtype) if self.weighted else None
         grad_loss = torch.randn(rows, device=device).to(dtype)
-        x = self._lay(self._values(dim, target, device).to(dtype))
+        x = lay(self._values(dim, target, device).to(dtype), self.layout)
         return Inputs(x, target, weight, self.ignore_index, self.label_smoothing, grad_loss)
 
     def _values(self, dim: int, target: Tensor, device: str) -> Tensor:
@@ -70,17 +67,6 @@ class Case:
             of_target = torch.zeros(self.shape, dtype=torch.bool, device=device)
             of_target.scatter_(dim, target.clamp(0, self.shape[dim] - 1).unsqueeze(dim), True)
             x = x.masked_fill((torch.rand(self.shape, device=device) < 1 / 3) & ~of_target, -torch.inf)
-        return x
-
-    def _lay(self, x: Tensor) -> Tensor:
-        if self.layout == "transposed":
-            reverse = tuple(reversed(range(x.dim())))
-            return x.permute(reverse).contiguous().permute(reverse)
-        if self.layout == "sliced":
-            wide = x.new_full([n + 3 for n in x.shape], torch.nan)
-            return wide[(slice(1, -2),) * x.dim()].copy_(x)
-        if self.layout == "expanded":
-            return x[:1].expand_as(x)
         return x
 
 

@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from ...launch import Capabilities, Launch
+from ..layouts import LayoutName, lay
 from ..rows import Operand
 from . import plan
 from .plan import Operation
 
-__all__ = ["Case", "LayoutName", "ValuesName", "launches"]
-
-#: How the tensor lies in memory: contiguous; its dimensions reversed; a slice of a wider tensor, so that rows start at
-#: odd addresses; its first dimension expanded from one.
-LayoutName = Literal["contiguous", "transposed", "sliced", "expanded"]
+__all__ = ["Case", "ValuesName", "launches"]
 
 #: Standard normal values; those and an offset of 1e4; small whole numbers, of which many are equal; a third -inf.
 ValuesName = Literal["normal", "offset", "whole", "infinite"]
@@ -42,18 +39,7 @@ class Case:
             x = x.round()
         elif self.values == "infinite":
             x = x.masked_fill(torch.rand(self.shape, device=device) < 1 / 3, -torch.inf)
-        return self._lay(x.to(dtype))
-
-    def _lay(self, x: Tensor) -> Tensor:
-        if self.layout == "transposed":
-            reverse = tuple(reversed(range(x.dim())))
-            return x.permute(reverse).contiguous().permute(reverse)
-        if self.layout == "sliced":
-            wide = x.new_full([n + 3 for n in x.shape], torch.nan)
-            return wide[(slice(1, -2),) * x.dim()].copy_(x)
-        if self.layout == "expanded":
-            return x[:1].expand_as(x)
-        return x
+        return lay(x.to(dtype), self.layout)
 
 
 def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:

@@ -54,7 +54,7 @@ def _per_row(tensor: Tensor, dims: list[int], x: Tensor) -> Operand:
 
 
 def _prepare(operation: Operation, x: Tensor, y: Tensor | None, dims: list[int], reduced: Tensor) -> _Reduce:
-    runtime, device, dtype = for_device(x.device.type), x.device, accumulator_dtype(x.dtype)
+    runtime, device = for_device(x.device.type), x.device
     how = plan.reduction(describe(operation, x, y, dims, reduced), runtime.CAPABILITIES)
     first, *second = (launch.bind(each, runtime) for each in how.launches)
 
@@ -62,7 +62,7 @@ def _prepare(operation: Operation, x: Tensor, y: Tensor | None, dims: list[int],
         if how.partial is None:
             first(x, y, reduced)
         else:
-            partial = launch.empty(how.partial, dtype, device, runtime)
+            partial = launch.empty(how.partial, how.number, device, runtime)
             first(x, y, partial)
             second[0](partial, partial, reduced)
 

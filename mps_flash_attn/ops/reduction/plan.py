@@ -11,7 +11,7 @@ import torch
 
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
-from ..dtypes import ELEMENTS, accumulator, accumulator_dtype
+from ..dtypes import ELEMENTS, accumulator_dtype
 from ..rows import Operand, Params, Rows, Team, grid, padded, refuse_dtype
 
 __all__ = ["Operation", "Problem", "Reduction", "amax_backward", "reduction"]
@@ -52,17 +52,24 @@ class Problem:
     operation: Operation
     y: Operand | None = None
 
+    @property
+    def number(self) -> torch.dtype:
+        """What sums are kept in."""
+        return accumulator_dtype(torch.promote_types(self.x.dtype, self.reduced.dtype))
+
 
 @dataclass(frozen=True)
 class Reduction:
     """One launch from the input to the result, or two with the results of parts of rows between them.
 
     Attributes:
-        partial: shape of these, in the accumulator's dtype; ``None`` for one launch.
+        partial: shape of these; ``None`` for one launch.
+        number: their dtype.
     """
 
     launches: tuple[Launch, ...]
-    partial: tuple[int, ...] | None = None
+    partial: tuple[int, ...] | None
+    number: torch.dtype
 
 
 @functools.lru_cache(maxsize=1024)
@@ -74,9 +81,9 @@ def reduction(problem: Problem, capabilities: Capabilities) -> Reduction:
     """
     _, parts, _ = _split(_rows(problem))
     if parts == 1:
-        return Reduction((_reduce(problem, capabilities),))
+        return Reduction((_reduce(problem, capabilities),), None, problem.number)
     kept = [1 if dim in problem.dims else size for dim, size in enumerate(problem.shape)]
-    partial = torch.empty(*kept, parts, dtype=accumulator_dtype(problem.x.dtype), device="meta")
+    partial = torch.empty(*kept, parts, dtype=problem.number, device="meta")
     strides = partial.stride()
     in_parts = dataclasses.replace(problem, reduced=Operand(partial.dtype, strides[:-1]))
     of_parts = Problem(
@@ -86,7 +93,8 @@ def reduction(problem: Problem, capabilities: Capabilities) -> Reduction:
         dataclasses.replace(problem.reduced, strides=(*problem.reduced.strides, 0)),
         Operation.SUM if problem.operation == Operation.TIES else problem.operation,
     )
-    return Reduction((_reduce(in_parts, capabilities), _reduce(of_parts, capabilities)), tuple(partial.shape))
+    launches = _reduce(in_parts, capabilities), _reduce(of_parts, capabilities)
+    return Reduction(launches, tuple(partial.shape), problem.number)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -110,7 +118,8 @@ def amax_backward(
     rows = Rows.over(dims, shape, operands, per_row)
     names = ("x", "dx", "reduced", "y", "dy")
     result = (("RESULT", ELEMENTS[operands[0].dtype]),)
-    return _launch("amax_backward", "reduction_amax_backward", operands[0].dtype, result, names, rows, capabilities)
+    dtype = operands[0].dtype
+    return _launch("amax_backward", dtype, accumulator_dtype(dtype), result, names, rows, capabilities)
 
 
 def _rows(problem: Problem) -> Rows:
@@ -122,7 +131,7 @@ def _reduce(problem: Problem, capabilities: Capabilities) -> Launch:
     refuse_dtype(problem.reduced.dtype, capabilities)
     defines = (("OPERATION", int(problem.operation)), ("RESULT", ELEMENTS[problem.reduced.dtype]))
     names = ("x", "reduced", "y", "dx", "dy")
-    return _launch("reduction", "reduction", problem.x.dtype, defines, names, _rows(problem), capabilities)
+    return _launch("reduction", problem.x.dtype, problem.number, defines, names, _rows(problem), capabilities)
 
 
 def _split(rows: Rows) -> tuple[Team, int, int]:
@@ -143,8 +152,8 @@ def _split(rows: Rows) -> tuple[Team, int, int]:
 
 def _launch(
     name: str,
-    kernel: str,
     dtype: torch.dtype,
+    number: torch.dtype,
     defines: tuple[Define, ...],
     names: tuple[str, ...],
     rows: Rows,
@@ -153,7 +162,6 @@ def _launch(
     refuse_dtype(dtype, capabilities)
     team, parts, part_length = _split(rows)
     params = ParamStruct.read(f"{_FOLDER}/args.h", "ReductionArgs")
-    number = accumulator(dtype)
     fields: Params = {
         "part_length": part_length,
         "reduced_part": 1,
@@ -163,18 +171,18 @@ def _launch(
     }
     return Launch(
         file=f"{_FOLDER}/{name}.metal",
-        kernel=kernel,
+        kernel="reduction" if name == "reduction" else f"reduction_{name}",
         defines=(
             ("ELEMENT", ELEMENTS[dtype]),
-            ("ACCUMULATOR", number),
+            ("ACCUMULATOR", ELEMENTS[number]),
             *defines,
             *rows.defines,
             ("COLUMN_RANK", len(rows.column_sizes)),
             *team.defines,
             ("ARGS_BYTES", params.size),
         ),
-        words=params.pack(rows.params(*names) | fields, number),
+        words=params.pack(rows.params(*names) | fields, ELEMENTS[number]),
         threads=(grid(rows.count, team)[0], parts, 1),
         group_size=(team.threads, 1, 1),
-        threadgroup_bytes=team.scratch * accumulator_dtype(dtype).itemsize,
+        threadgroup_bytes=team.scratch * number.itemsize,
     )

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from ...launch import Capabilities, Launch
+from ..layouts import LayoutName, lay
 from ..rows import Operand
 from . import plan
 
-__all__ = ["Case", "LayoutName", "ValuesName", "launches"]
-
-#: How a tensor lies in memory: contiguous; its dimensions reversed; a slice of a wider tensor, so that rows start at
-#: odd addresses; its first dimension expanded from one.
-LayoutName = Literal["contiguous", "transposed", "sliced", "expanded"]
+__all__ = ["Case", "ValuesName", "launches"]
 
 #: Standard normal values; those and an offset of 1e4; one large value a row; a third of the values -inf.
 ValuesName = Literal["normal", "offset", "one-hot", "infinite"]
@@ -35,8 +32,8 @@ class Case:
 
     def inputs(self, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """An input and a gradient of the output, from PyTorch's generator."""
-        x = self._lay(self._values(device).to(dtype))
-        return x, self._lay(torch.randn(self.shape, device=device).to(dtype))
+        x = lay(self._values(device).to(dtype), self.layout)
+        return x, lay(torch.randn(self.shape, device=device).to(dtype), self.layout)
 
     def _values(self, device: str) -> Tensor:
         x = torch.randn(self.shape, device=device)
@@ -48,18 +45,6 @@ class Case:
             hidden = torch.rand(self.shape, device=device) < 1 / 3
             hidden[(slice(None),) * self.dim + (0,)] = False
             x = x.masked_fill(hidden, -torch.inf)
-        return x
-
-    def _lay(self, x: Tensor) -> Tensor:
-        if self.layout == "transposed":
-            reverse = tuple(reversed(range(x.dim())))
-            return x.permute(reverse).contiguous().permute(reverse)
-        if self.layout == "sliced":
-            wide = x.new_full([n + 3 for n in x.shape], torch.nan)
-            view = wide[(slice(1, -2),) * x.dim()]
-            return view.copy_(x)
-        if self.layout == "expanded":
-            return x[:1].expand_as(x)
         return x
 
 
