@@ -151,10 +151,16 @@ def test_what_cannot_run_is_dropped_with_its_reason(subject: Subject) -> None:
         assert impossible[trial.tiling] in trial.reason
 
 
-def test_what_does_not_compile_is_dropped(subject: Subject) -> None:
-    def broken(right: Launch) -> Launch:
-        return dataclasses.replace(right, defines=(*right.defines, ("BK", "no number")))
+def not_metal(right: Launch) -> Launch:
+    return dataclasses.replace(right, defines=(*right.defines, ("BK", "no number")))
 
+
+def out_of_memory(right: Launch) -> Launch:
+    raise torch.OutOfMemoryError("no memory is left")
+
+
+@pytest.mark.parametrize("broken", [not_metal, out_of_memory])
+def test_what_fails_is_dropped(subject: Subject, broken: Callable[[Launch], Launch]) -> None:
     result = tune.search(planted(subject, HELD, broken), "cpu")
     assert outcomes(result)[HELD] is Outcome.FAILED
     assert result.best is not None

@@ -22,7 +22,7 @@ from mps_flash_attn import cli, folders, launch, tune
 from mps_flash_attn.errors import UnsupportedError
 from mps_flash_attn.launch import BoundLaunch, Launch, Runtime, bind
 from mps_flash_attn.ops import calls
-from mps_flash_attn.ops.attention import function, plan
+from mps_flash_attn.ops.attention import function, plan, tuning
 from mps_flash_attn.ops.attention.cases import Case, Inputs, LayoutName, MaskName
 from mps_flash_attn.ops.attention.function import Causal
 from mps_flash_attn.ops.attention.operands import operands, problem
@@ -217,6 +217,17 @@ def test_the_command_line_tunes_what_calls_then_use(capsys: pytest.CaptureFixtur
     (found,) = json.loads(capsys.readouterr().out)["results"]
     assert found["best"]["tiling"] == dataclasses.asdict(plan.default_tiling(some_problem(), simulator.CAPABILITIES))
     assert tune.chosen(*dataclasses.astuple(KEY)[1:3], torch.float32, torch.device("cpu"), plan.Tiling) is not None
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_heads_that_repeat_others_have_their_results(kernel: plan.Kernel) -> None:
+    case = Case(40, 40, 64, batch=1, query_heads=6, key_heads=6, causal=Causal.TOP_LEFT)
+    subject = tuning.subject(kernel, case, torch.float32, simulator.CAPABILITIES)
+    read, _ = subject.operands()
+    assert read[0].shape == case.inputs(torch.float32, "meta").query.shape
+    assert not torch.equal(read[0][:, 0], read[0][:, 1])
+    (trial,) = tune.search(dataclasses.replace(subject, tilings=()), "cpu").trials
+    assert trial.outcome is tune.Outcome.RAN, trial.reason
 
 
 def test_every_kernel_has_subjects_that_its_plans_take() -> None:

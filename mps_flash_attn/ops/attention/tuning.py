@@ -18,7 +18,7 @@ from .cases import Case
 from .function import Causal
 from .operands import Operands, operands, problem, words
 
-__all__ = ["subjects"]
+__all__ = ["subject", "subjects"]
 
 _KERNELS = (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -42,10 +42,11 @@ def subjects(capabilities: Capabilities, device: str) -> Iterator[Subject]:
         for causal in (Causal.TOP_LEFT, Causal.NONE):
             case = Case(length, length, head_size, batch=1, query_heads=heads, key_heads=heads, causal=causal)
             for kernel in _KERNELS:
-                yield _subject(kernel, case, dtype, capabilities)
+                yield subject(kernel, case, dtype, capabilities)
 
 
-def _subject(kernel: plan.Kernel, case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Subject:
+def subject(kernel: plan.Kernel, case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Subject:
+    """A kernel on one problem, which stands for its class."""
     described, name = problem(case.inputs(dtype, "meta")), f"attention_{kernel.name}"
     return Subject(
         kernel=name,
