@@ -23,8 +23,8 @@ _CHUNK_BYTES = 16  # what a lane moves at once
 #: Threads that share a row, from short rows to long ones; those above 32 are a threadgroup of their own.
 _TEAMS = (8, 32, 128, 512)
 _THREADS = 128  # of a threadgroup of several rows
-#: Packs of a row that a thread holds in registers, by their elements: 64 bytes, or up to 16 single elements.
-_HELD = {1: 16, 2: 8, 4: 4, 8: 4}
+#: Packs of a row, or single elements, that a thread holds in registers: 64 bytes at most, of each tensor.
+_HELD_PACKS, _HELD_ELEMENTS = 4, 16
 #: Rows that one threadgroup adds up for the gradients of weight and bias, and the most such blocks.
 _BLOCK_ROWS, _MOST_BLOCKS = 32, 256
 _OPERANDS = ("x", "residual", "dy", "dsum")
@@ -114,7 +114,7 @@ def _refuse(problem: Problem, capabilities: Capabilities) -> None:
 
 def _over_rows(name: str, problem: Problem, defines: tuple[Define, ...]) -> Launch:
     """A kernel with a team of threads for each row."""
-    held = _HELD[problem.pack]
+    held = _HELD_PACKS if problem.aligned else _HELD_ELEMENTS
     team = next((team for team in _TEAMS if problem.columns <= team * problem.pack * held), None)
     if team is None:
         team, held = _TEAMS[-1], 0
