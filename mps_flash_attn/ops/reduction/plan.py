@@ -184,5 +184,5 @@ def _launch(
         words=params.pack(rows.params(*names) | fields, ELEMENTS[number]),
         threads=(grid(rows.count, team)[0], parts, 1),
         group_size=(team.threads, 1, 1),
-        threadgroup_bytes=team.scratch * number.itemsize,
+        threadgroup_bytes=team.scratch * number.itemsize if name == "reduction" else 0,
     )
