@@ -66,7 +66,7 @@ examples:
   mps-flash-attn tune --list                                   what there is to tune
   mps-flash-attn tune                                          everything, on the GPU where there is one
   mps-flash-attn tune --only D64-causal-long --dtype float16   attention as a GPT with heads of size 64 has it
-  mps-flash-attn tune --limit 12 --dry-run                     twelve tilings of each, nothing stored
+  mps-flash-attn tune --limit 12 --dry-run                     twelve tilings of each that can run, nothing stored
   mps-flash-attn tune --clear                                  back to the defaults
 """
 
@@ -127,7 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     tuner.add_argument(
         "--device", choices=tuple(base.RUNTIMES), help="type of the device; by default the GPU, else the simulator"
     )
-    tuner.add_argument("--limit", type=_positive, metavar="N", help="try N tilings at most: the default and a sample")
+    tuner.add_argument(
+        "--limit", type=_positive, metavar="N", help="measure N tilings at most: the default and a sample"
+    )
     tuner.add_argument("--dry-run", action="store_true", help="store nothing")
     tuner.add_argument("--list", action="store_true", help="print what would be tuned, and stop")
     tuner.add_argument("--clear", action="store_true", help="forget everything that was stored, and stop")
@@ -180,7 +182,7 @@ def _run_tune(args: argparse.Namespace) -> int:
 
     tell = functools.partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
     tell(tune_text.header(tune.device_name(device), len(chosen), None if args.dry_run else tune.path()))
-    with tune_text.Progress(sum(len(tune.candidates(subject, args.limit)) for subject in chosen)) as progress:
+    with tune_text.Progress(chosen, args.limit) as progress:
         results = list(tune.run(chosen, device, limit=args.limit, store=not args.dry_run, tried=progress.tried))
     if args.json:
         print(json.dumps({"results": [result.as_json() for result in results]}, indent=2, allow_nan=False))

@@ -167,13 +167,16 @@ def test_what_fails_is_dropped(subject: Subject, broken: Callable[[Launch], Laun
     assert result.best.tiling == READ_AGAIN
 
 
-def test_a_limit_leaves_the_default_and_the_same_sample(subject: Subject) -> None:
-    many = dataclasses.replace(subject, tilings=tuple(HELD for _ in range(3)) + tuple(range(100)))
-    for limit in (1, 5, 1000):
-        found = tune.candidates(many, limit)
-        assert found[0] == READ_AGAIN
-        assert len(found) == min(limit, 104)
-        assert found == tune.candidates(many, limit)
+def test_a_limit_leaves_the_default_and_the_same_sample_of_what_can_run(subject: Subject) -> None:
+    impossible = [Tiling(hold=True, simdgroups=n) for n in range(5, 25)]
+    many = dataclasses.replace(subject, tilings=(*impossible, HELD))
+    order = tune.candidates(many, 2)
+    assert order[0] == READ_AGAIN
+    assert set(order) == {READ_AGAIN, *many.tilings}
+    for limit in (1, 2, 3):
+        result = tune.search(many, "cpu", limit=limit)
+        assert [x.tiling for x in result.trials] == order[: len(result.trials)]
+        assert list(outcomes(result).values()).count(Outcome.RAN) == min(limit, 2)
 
 
 def test_by_time_the_faster_wins_and_is_timed_on_its_own_launches(

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .tuner import MILLISECONDS, MODEL_CYCLES, Outcome, Result, Subject, Trial
+from .tuner import MILLISECONDS, MODEL_CYCLES, Outcome, Result, Subject, Trial, candidates
 
 __all__ = ["Progress", "header", "table"]
 
@@ -33,15 +33,17 @@ def header(device: str, kernels: int, stored: Path | None) -> str:
 
 
 class Progress:
-    """A progress bar over trials where tqdm is installed, and a line for each subject where it is not."""
+    """A progress bar over tilings where tqdm is installed, and a line for each subject where it is not."""
 
-    def __init__(self, trials: int) -> None:
+    def __init__(self, subjects: Sequence[Subject], limit: int | None) -> None:
+        self._limit = limit
         self._bar: Any = None
+        total = sum(min(len(candidates(subject)), limit or sys.maxsize) for subject in subjects)
         self._subject: Subject | None = None
         with contextlib.suppress(ImportError):
             from tqdm import tqdm
 
-            self._bar = tqdm(total=trials, unit="tiling", file=sys.stderr, dynamic_ncols=True, leave=False)
+            self._bar = tqdm(total=total, unit="tiling", file=sys.stderr, dynamic_ncols=True, leave=False)
 
     def __enter__(self) -> Progress:
         return self
@@ -58,7 +60,7 @@ class Progress:
             print(subject.name, file=sys.stderr, flush=True)
         elif self._bar is not None:
             self._bar.set_description(subject.name, refresh=False)
-            self._bar.update()
+            self._bar.update(self._limit is None or trial.outcome is not Outcome.CANNOT_RUN)
         self._subject = subject
 
 

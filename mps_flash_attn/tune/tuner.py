@@ -31,7 +31,7 @@ __all__ = ["Outcome", "Result", "Subject", "Trial", "best_device", "candidates",
 #: Units of costs.
 MILLISECONDS, MODEL_CYCLES = "ms", "model cycles"
 
-#: Of the random inputs and of the sample that a limit leaves.
+#: Of the random inputs and of the order that a limit asks for.
 _SEED = 0
 _SAMPLES = 5
 #: Launches are timed in batches of about this length, so that waiting for the device counts for little.
@@ -174,14 +174,14 @@ def _usable(device: str) -> bool:
 
 
 def candidates(subject: Subject, limit: int | None = None) -> list[Any]:
-    """The tilings in the order of their trials: the default, then the others, or a random sample of them.
+    """The tilings in the order of their trials, the default first.
 
     Args:
-        limit: the most tilings, the default included; the sample is the same every time.
+        limit: the most that `search` measures; the others come in a random order then, the same every time.
     """
     others = [tiling for tiling in subject.tilings if tiling != subject.default]
-    if limit is not None and limit - 1 < len(others):
-        others = random.Random(_SEED).sample(others, max(limit - 1, 0))
+    if limit is not None:
+        random.Random(_SEED).shuffle(others)
     return [subject.default, *others]
 
 
@@ -196,7 +196,7 @@ def search(
 
     Args:
         device: type of the device.
-        limit: as for `candidates`.
+        limit: the most tilings to measure, the default included; those that cannot run do not count.
         tried: is given each trial as it ends.
     """
     runtime = base.for_device(device)
@@ -207,6 +207,7 @@ def search(
     inputs = [x.to(device) for x in read]
     trials: dict[Any, Trial] = {}
     calls: dict[Any, Callable[[], None]] = {}
+    measured = 0
     for tiling in candidates(subject, limit):
         outputs = [torch.full_like(x.pytorch, torch.nan, device=device) for x in expected]  # NaN, if never written
         call = _LazyCall(subject, tiling, runtime, (*inputs, *outputs))
@@ -214,6 +215,9 @@ def search(
         if trial.outcome is Outcome.RAN:
             calls[tiling] = call
         tried(trial)
+        measured += trial.outcome is not Outcome.CANNOT_RUN
+        if measured == limit:
+            break
     ranking = _ranking(calls, trials, subject.default, meter)
     trials.update(ranking)
     best = next(iter(ranking.values()), None)
@@ -232,7 +236,7 @@ def run(
 
     Args:
         device: type of the device.
-        limit: as for `candidates`.
+        limit: as for `search`.
         store: whether later calls are to use what is found.
         tried: is given each trial as it ends.
 
