@@ -11,9 +11,9 @@ import run
 from matplotlib import image
 
 
-def measure(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
+def measure(tmp_path: Path, *arguments: str, op: str = "attention") -> list[dict[str, Any]]:
     file = tmp_path / "results" / "out.jsonl"
-    run.main(["--op=attention", "--device=cpu", f"--json={file}", *arguments])
+    run.main([f"--op={op}", "--device=cpu", f"--json={file}", *arguments])
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -57,6 +57,38 @@ def test_overhead_is_that_of_a_call_without_its_launch(tmp_path: Path) -> None:
     assert result["difference_us"] == result["flash_attention_us"] - result["empty_op_us"]
     # A real launch of this size takes the simulator milliseconds.
     assert result["flash_attention_us"] < 1000
+
+
+def test_time_of_gemm_is_measured_beside_pytorch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = measure(tmp_path, "--size", "40", "20x30x10", "--repeat=2", op="gemm")
+    sizes = ("40 x 40 x 40", "20 x 30 x 10")
+    assert [(r["size"], r["implementation"]) for r in results] == [(x, n) for x in sizes for n in ("ours", "PyTorch")]
+    assert all(r["tflops"] == pytest.approx(2e-9 * 40**3 / r["median_ms"]) for r in results[:2])
+    assert results[1]["times_pytorch"] == 1
+    assert "Time of matmul on the simulator" in capsys.readouterr().out
+
+
+def test_ladder_shows_what_each_rung_gains(tmp_path: Path) -> None:
+    plot = tmp_path / "ladder.png"
+    results = measure(tmp_path, "--ladder", "--size=128x128x64", "--limit=1", f"--plot={plot}", op="gemm")
+    assert [r["rung"] for r in results] == list(range(1, 11))
+    naive, coalesced, tiles = results[:3]
+    assert coalesced["segments"] * 10 < naive["segments"]
+    assert tiles["device_bytes"] * 10 < coalesced["device_bytes"] == naive["device_bytes"]
+    assert [r["matrix_products"] for r in results] == [0] * 9 + [1]
+    assert image.imread(plot)[..., :3].std() > 0.02
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [(("--plot=x.png",), "--plot"), (("--size=4x4",), "--size"), (("--repeat=0",), "--repeat")]
+)
+def test_bad_arguments_of_gemm_are_named(
+    wrong: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run.main(["--op=gemm", *wrong])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [("--counters", "--device=mps"), ("--plot=x.png",), ("--memory", "--counters")])

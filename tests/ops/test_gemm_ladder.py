@@ -153,6 +153,15 @@ def test_no_finding(rung: Rung, seed: int) -> None:
     assert not c.isnan().any(), "an element was never written"
 
 
+@rungs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_text_is_legal_metal(rung: Rung, dtype: torch.dtype) -> None:
+    strict = pytest.importorskip("mps_flash_attn.runtime.simulator.strict")
+    pytest.importorskip("clang.cindex")
+    for sizes in ((128, 128, 128), (65, 33, 17)):  # rows of whole quads, and not
+        strict.check(launch(rung, Problem(dtype, *sizes), Capabilities()).text)
+
+
 BARRIERS = [
     (rung, number)
     for rung in RUNGS
