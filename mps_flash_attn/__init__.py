@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import functional, nn
 from ._version import __version__
 from .errors import (
     CacheError,
@@ -27,6 +28,8 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "flash_attention",
+    "functional",
+    "nn",
     "patch",
     "patched",
     "reset_stats",

@@ -9,9 +9,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import classifier
 import gpt_mini
+import mlp
 import pytest
 import torch
+import training
+import transformer_block
 from matplotlib import image
 from torch import Tensor
 from torch.nn import functional
@@ -48,17 +52,58 @@ def with_fault(monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
 
 
+@pytest.mark.parametrize("option", ["--dtype=float32", "--all-kernels"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_demo_trains_compares_and_plots(
-    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, dtype: str
 ) -> None:
-    assert gpt_mini.main((*arguments, f"--dtype={dtype}")) == 0
+    assert gpt_mini.main((*arguments, option, f"--dtype={dtype}")) == 0
     printed = capsys.readouterr().out
     assert "OK: every attention call was accelerated" in printed
     assert "0 passed on" in printed
-    pixels = image.imread(tmp_path / "plots" / "losses.png")
+    assert_is_a_plot(tmp_path / "plots" / "losses.png")
+
+
+def assert_is_a_plot(file: Path) -> None:
+    pixels = image.imread(file)
     assert min(pixels.shape[:2]) > 500
     assert pixels[..., :3].std() > 0.05
+
+
+DIGITS = (mlp, classifier, transformer_block)
+
+
+@pytest.mark.parametrize("example", DIGITS, ids=lambda example: example.__name__)
+def test_examples_on_digits_train_compare_and_plot(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "losses.png"
+    assert example.main(("--device=cpu", "--steps=12", "--batch=32", f"--out={file}")) == 0
+    printed = capsys.readouterr().out
+    assert "OK: the model learnt from our kernels alone" in printed
+    for words in ("median step", "peak memory", "held-out accuracy"):
+        assert words in printed
+    assert_is_a_plot(file)
+
+
+@pytest.mark.parametrize("example", DIGITS, ids=lambda example: example.__name__)
+def test_a_layer_that_is_wrong_fails_the_example(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = mps_flash_attn.nn.Linear.forward
+    monkeypatch.setattr(mps_flash_attn.nn.Linear, "forward", lambda self, x: 1.01 * right(self, x))
+    assert example.main(("--device=cpu", "--steps=2", "--batch=32", f"--out={tmp_path / 'losses.png'}")) == 1
+    assert "FAILED: the two trainings disagree" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("example", [gpt_mini, *DIGITS], ids=lambda example: example.__name__)
+def test_examples_explain_themselves(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        example.main(("--help",))
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for words in ("--device", "--steps", "--out", "examples:", "Exit code 0"):
+        assert words in printed
 
 
 def test_wrong_outputs_fail_the_demo(
@@ -94,13 +139,13 @@ def test_attention_that_is_not_accelerated_fails_the_demo(
 def test_nan_never_agrees(losses: list[float]) -> None:
     model = torch.nn.Linear(1, 1)
     gradients = {"weight": torch.ones(1)}
-    theirs = gpt_mini.Run("theirs", model, [1.0, 1.0], first_gradients=gradients)
-    assert gpt_mini.Comparison.of(theirs, theirs, "float32").agrees
-    assert not gpt_mini.Comparison.of(
-        gpt_mini.Run("ours", model, losses, first_gradients=gradients), theirs, "float32"
+    theirs = training.Run("theirs", model, [1.0, 1.0], first_gradients=gradients)
+    assert training.Comparison.of(theirs, theirs, "float32").agrees
+    assert not training.Comparison.of(
+        training.Run("ours", model, losses, first_gradients=gradients), theirs, "float32"
     ).agrees
-    assert not gpt_mini.Comparison.of(
-        gpt_mini.Run("ours", model, [1.0, 1.0], first_gradients={"weight": torch.tensor([math.nan])}), theirs, "float32"
+    assert not training.Comparison.of(
+        training.Run("ours", model, [1.0, 1.0], first_gradients={"weight": torch.tensor([math.nan])}), theirs, "float32"
     ).agrees
 
 
