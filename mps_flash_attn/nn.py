@@ -7,7 +7,7 @@ existing model.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class GELU(nn.GELU):
     """``x Phi(x)``, exactly or with the approximation by tanh; see :class:`torch.nn.GELU`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
-        return functional.gelu(input, approximate=self.approximate)
+        return functional.gelu(input, cast("Literal['none', 'tanh']", self.approximate))
 
 
 class SiLU(nn.SiLU):
@@ -106,7 +106,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             target,
             self.weight,
             ignore_index=self.ignore_index,
-            reduction=self.reduction,
+            reduction=cast("Literal['none', 'mean', 'sum']", self.reduction),
             label_smoothing=self.label_smoothing,
         )
 
