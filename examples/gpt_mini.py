@@ -110,7 +110,10 @@ class Operations:
 
 
 PYTORCH = Operations(torch.add, functional.cross_entropy)
-OURS = Operations(mps_flash_attn.functional.add, mps_flash_attn.functional.cross_entropy)
+# Under autocast a branch is narrower than what it is added to, and this package's sum takes one dtype.
+OURS = Operations(
+    lambda x, branch: mps_flash_attn.functional.add(x, branch.to(x.dtype)), mps_flash_attn.functional.cross_entropy
+)
 
 
 class SelfAttention(nn.Module):

@@ -52,12 +52,16 @@ def with_fault(monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
 
 
-@pytest.mark.parametrize("option", ["--dtype=float32", "--all-kernels"])
+@pytest.mark.parametrize("options", [(), ("--all-kernels",)], ids=["attention", "all-kernels"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_demo_trains_compares_and_plots(
-    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, dtype: str
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    dtype: str,
 ) -> None:
-    assert gpt_mini.main((*arguments, option, f"--dtype={dtype}")) == 0
+    assert gpt_mini.main((*arguments, *options, f"--dtype={dtype}")) == 0
     printed = capsys.readouterr().out
     assert "OK: every attention call was accelerated" in printed
     assert "0 passed on" in printed

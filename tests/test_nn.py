@@ -124,7 +124,7 @@ def test_layer_is_a_drop_in(which: str, dtype: torch.dtype, seed: int) -> None:
 
 
 @given(st.data())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_multihead_attention_is_a_drop_in(data: st.DataObject) -> None:
     draw = data.draw
     torch.manual_seed(draw(st.integers(0, 2**31), label="seed"))
