@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import hypothesis
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from mps_flash_attn import tune
 from mps_flash_attn.ops import calls
-from mps_flash_attn.runtime import base
+from mps_flash_attn.runtime import base, simulator
 
 # A first example compiles kernels, so no deadline; hypothesis prints the example and how to run it again.
 hypothesis.settings.register_profile("package", deadline=None, print_blob=True)
@@ -62,9 +63,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _asks_simulator(item: pytest.Item) -> bool:
-    """Whether a test is about checks and counters of the simulator, or about runtimes themselves."""
+    """Whether a test is about the simulator, the tilings that it has by default, or runtimes themselves."""
     folder, name = item.path.relative_to(Path(__file__).parent).parts[0], item.path.stem
-    return folder in ("apple", "simulator", "runtime") or name.endswith(("_checks", "_counters"))
+    return folder in ("apple", "simulator", "runtime") or name.endswith(("_checks", "_counters", "_tilings"))
+
+
+def _no_simulator(*args: object, **options: object) -> NoReturn:
+    pytest.skip("looks into the simulator, which --runtime cuda puts aside")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,6 +80,8 @@ def _runtime(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     load = base.load
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulator, "check", _no_simulator)
+        patch.setattr(simulator, "profile", _no_simulator)
         patch.setattr(
             base, "load", lambda name: importlib.import_module("tests.on_gpu") if name == "simulator" else load(name)
         )
