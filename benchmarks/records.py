@@ -69,4 +69,6 @@ def show(title: str, records: Sequence[Mapping[str, Any]], caption: str | None =
         table.add_column(column.replace("_", " "), justify="left" if isinstance(value, str) else "right")
     for record in records:
         table.add_row(*(_cell(value) for value in record.values()))
-    Console().print(table)
+    console = Console()
+    # A file or a pipe has no width to fit into.
+    Console(width=None if console.is_terminal else 160).print(table)
