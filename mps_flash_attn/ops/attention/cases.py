@@ -106,7 +106,10 @@ class Case:
 
 
 def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
-    """Launches that between them take every branch of the kernels' preprocessor, in each dtype that Metal has."""
+    """Launches that between them take every branch of the kernels' preprocessor, in each dtype that Metal has.
+
+    The head of 17 stands for the tilings that are no default on an Apple GPU.
+    """
     capabilities = capabilities or Capabilities()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for head_size, aligned, mask, causal_offset in (
@@ -131,3 +134,7 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
             )
             yield plan.forward(problem, capabilities)
             yield from plan.backward(problem, capabilities, lse_gradient=aligned)
+            if head_size == 17:
+                for kernel in (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV):
+                    staged = plan.Tiling(16, 2, 2, plan.Hold.STAGED, buffers=kernel.most_buffers)
+                    yield plan.walk(problem, capabilities, kernel, staged)
