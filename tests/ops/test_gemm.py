@@ -405,6 +405,18 @@ def test_default_tilings_fit_every_device() -> None:
             assert chosen.product.threadgroup_bytes <= bytes_
 
 
+def test_a_large_device_gets_wide_blocks_where_there_are_enough_of_them() -> None:
+    large = Capabilities(threadgroup_bytes=227 * 1024, matrix_unit="mma")
+
+    def block(size: int, capabilities: Capabilities) -> tuple[int, int]:
+        a, b = plan.Operand(True, size), plan.Operand(False, size)
+        tiling = plan.default_tiling(plan.Problem(torch.float16, (), size, size, size, a, b), capabilities)
+        return tiling.BM, tiling.BN
+
+    assert block(2048, large) == (128, 128)
+    assert block(512, large) == block(2048, Capabilities()) == (64, 64)
+
+
 def test_classes_of_shapes() -> None:
     a, b = plan.Operand(True, 64), plan.Operand(False, 64)
     problem = plan.Problem(torch.float32, (3,), 100, 64, 65, a, b)

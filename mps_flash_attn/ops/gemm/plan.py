@@ -44,6 +44,8 @@ _THREADS = 256  # of a threadgroup of the kernels without tiles
 _ACCUMULATOR_REGISTERS = 128
 #: Threadgroups below which a product leaves a GPU idle, so that its depth is split.
 _BUSY_GROUPS = 64
+#: Threadgroups of 128 x 128 that keep a large GPU busy.
+_BUSY_WIDE_GROUPS = 128
 #: Depth below which a further split costs more, in partial sums, than it brings.
 _LEAST_SPLIT_DEPTH = 256
 _MOST_SPLITS = 64
@@ -209,7 +211,15 @@ def tilings(problem: Problem, capabilities: Capabilities) -> Iterator[Tiling]:
 
 @functools.lru_cache(maxsize=1024)
 def default_tiling(problem: Problem, capabilities: Capabilities) -> Tiling:
-    """A tiling that runs everywhere: 64 x 64 blocks, narrow ones for thin matrices, the depth split to fill a GPU."""
+    """64 x 64 blocks, narrow ones for thin matrices, the depth split to fill a GPU; 128 x 128 where these suffice to.
+
+    The wide ones need more threadgroup memory than Metal has, and matrix units that copies keep waiting.
+    """
+    wide = Tiling(128, 128, BK=128 // min(problem.dtype.itemsize, 4), WM=2, WN=2, stages=2)
+    wide_blocks = -(-problem.rows // wide.BM) * -(-problem.columns // wide.BN) * problem.batches
+    fits = _threadgroup_bytes(problem, wide) <= _limit(problem, capabilities)
+    if capabilities.matrix_unit == "mma" and fits and wide_blocks >= _BUSY_WIDE_GROUPS:
+        return wide
     BM = 16 if problem.rows <= 16 else 64
     BN = 16 if problem.columns <= 16 else 64
     BK = 32 if problem.dtype.itemsize == 2 else 16
