@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -60,7 +61,8 @@ What was found is kept in {tune.path().name} in the cache folder, for this devic
 use it from then on, in this and other processes; {tune.VARIABLE}=0 in the environment makes them ignore it.
 
 exit code:
-  0  something was tuned, and right     1  some kernel had no right result     2  nothing was tuned
+  0  everything was tuned, and right     1  some kernel had no right result     2  nothing was tuned
+  130  interrupted by ctrl-C; what was tuned until then is stored
 
 examples:
   mps-flash-attn tune --list                                   what there is to tune
@@ -182,12 +184,16 @@ def _run_tune(args: argparse.Namespace) -> int:
 
     tell = functools.partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
     tell(tune_text.header(tune.device_name(device), len(chosen), None if args.dry_run else tune.path()))
-    with tune_text.Progress(chosen, args.limit) as progress:
-        results = list(tune.run(chosen, device, limit=args.limit, store=not args.dry_run, tried=progress.tried))
+    results: list[tune.Result] = []
+    with contextlib.suppress(KeyboardInterrupt), tune_text.Progress(chosen, args.limit) as progress:
+        results += tune.run(chosen, device, limit=args.limit, store=not args.dry_run, tried=progress.tried)
     if args.json:
         print(json.dumps({"results": [result.as_json() for result in results]}, indent=2, allow_nan=False))
-    else:
+    elif results:
         print(tune_text.table(results))
+    if len(results) < len(chosen):
+        print(f"INTERRUPTED: {len(results)} of {len(chosen)} were tuned.", file=sys.stderr)
+        return 130
     return 0 if all(result.best is not None for result in results) else 1
 
 

@@ -353,6 +353,22 @@ def test_the_command_line_says_when_there_is_nothing_to_do(capsys: pytest.Captur
     assert "'0'; accepted is a number from 1" in capsys.readouterr().err
 
 
+def test_what_was_tuned_before_an_interruption_is_kept(
+    capsys: pytest.CaptureFixture[str], subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(tiling: Tiling, runtime: Runtime) -> BoundLaunch:
+        raise KeyboardInterrupt
+
+    endless = dataclasses.replace(subject, shape_class="endless", prepare=interrupted)
+    offered = [("attention", subject), ("attention", endless)]
+    monkeypatch.setattr(tune, "subjects", lambda capabilities, device: offered)
+    code, out, err = command(capsys)
+    assert code == 130
+    assert "INTERRUPTED: 1 of 2" in err
+    assert "endless" not in out
+    assert chosen() == HELD
+
+
 def test_the_command_line_fails_when_no_result_is_right(
     capsys: pytest.CaptureFixture[str], subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
