@@ -77,6 +77,7 @@ bench-gpu: $(INSTALLED)
 	        --tokens 16384 --width 2048 --length 512 1024 2048 4096 8192 16384 --head-dim 64 128 256 \
 	        --json out/cuda.jsonl --plot out/cuda.png $(ARGS) || exit 1; \
 	done; done
+	$(BIN)/python benchmarks/gpu_operations.py --json out/cuda-operations.jsonl
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info mps_flash_attn/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

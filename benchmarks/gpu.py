@@ -21,7 +21,7 @@ import mps_flash_attn
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-__all__ = ["measure", "plot"]
+__all__ = ["measure", "median_ms", "plot"]
 
 _Attention = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -63,7 +63,7 @@ def _elapsed_ms(call: Callable[[], object], calls: int) -> float:
     return start.elapsed_time(end) / calls
 
 
-def _milliseconds(call: Callable[[], object], repeat: int) -> float:
+def median_ms(call: Callable[[], object], repeat: int) -> float:
     """The median of at most ``repeat`` measurements, after warm-ups with the same call."""
     for _ in range(_WARM_UPS):
         call()
@@ -93,13 +93,13 @@ def _measure_one(problem: Problem, attention: _Attention, repeat: int) -> dict[s
     )
     try:
         with torch.no_grad():
-            record["forward_ms"] = _milliseconds(lambda: attention(*inputs, problem.causal), repeat)
+            record["forward_ms"] = median_ms(lambda: attention(*inputs, problem.causal), repeat)
         record["forward_tflops"] = flops / record["forward_ms"] / 1e9
         if problem.backward:
             output = attention(*inputs, problem.causal)
             gradient = torch.randn_like(output)
             backward = lambda: torch.autograd.grad(output, inputs, gradient, retain_graph=True)
-            record["backward_ms"] = _milliseconds(backward, repeat)
+            record["backward_ms"] = median_ms(backward, repeat)
             record["backward_tflops"] = 2.5 * flops / record["backward_ms"] / 1e9
             del output, gradient, backward
             record["peak_mib"] = _peak_bytes(lambda: problem.call(attention, inputs)) / 2**20
