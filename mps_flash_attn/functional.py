@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .ops.attention.api import flash_attention
+from .ops.attention.api import Rotary, flash_attention
 from .ops.cross_entropy.api import cross_entropy
 from .ops.elementwise.api import add, geglu, gelu, mul, relu, relu_squared, relu_squared_glu, silu, swiglu
 from .ops.embedding.api import embedding
@@ -13,6 +13,7 @@ from .ops.rope.api import rope, rope_tables
 from .ops.softmax.api import log_softmax, softmax
 
 __all__ = [
+    "Rotary",
     "add",
     "add_layer_norm",
     "add_rms_norm",

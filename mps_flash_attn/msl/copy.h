@@ -33,15 +33,34 @@ inline void finish_copies() {
 #endif
 }
 
-// Stages ROWS x COLUMNS elements; what lies outside `rows` x `columns` becomes 0.
+// A matrix in device memory.
+struct StridedRows {
+    const device element* source;
+    long row_stride;
+
+    element at(int row, int column) const thread { return source[row * row_stride + column]; }
+};
+
+// Stages ROWS x COLUMNS elements of anything with `at(row, column)`; what lies outside `rows` x `columns` becomes 0.
+template <short ROWS, short COLUMNS, short THREAD_COUNT, typename Source>
+inline void stage_elements(threadgroup chunk* target, Source source, int rows, int columns, ushort thread_index) {
+    threadgroup element* elements = (threadgroup element*)target;
+    for (int n = thread_index; n < ROWS * COLUMNS; n += THREAD_COUNT) {
+        const short i = n / COLUMNS, j = n % COLUMNS;
+        const bool inside = i < rows && j < columns;
+        elements[i * staged_stride<COLUMNS>() + j] = inside ? source.at(i, j) : element(0);
+    }
+}
+
+// Stages ROWS x COLUMNS elements of device memory; what lies outside `rows` x `columns` becomes 0.
 //
 // Define: ALIGNED, 1 when every row of `source` starts at a multiple of 16 bytes and `columns` is a whole number of
 // chunks, so that lanes move whole chunks.
 template <short ROWS, short COLUMNS, short THREAD_COUNT>
 inline void stage(threadgroup chunk* target, const device element* source, long row_stride, int rows, int columns,
                   ushort thread_index) {
-    constexpr short LD = staged_stride<COLUMNS>();
 #if ALIGNED
+    constexpr short LD = staged_stride<COLUMNS>();
     constexpr short ROW_CHUNKS = COLUMNS / CHUNK_ELEMENTS, STEP = THREAD_COUNT / ROW_CHUNKS;  // rows at a time
     const int i = thread_index / ROW_CHUNKS, j = thread_index % ROW_CHUNKS * CHUNK_ELEMENTS;
     source += i * row_stride + j;
@@ -53,12 +72,7 @@ inline void stage(threadgroup chunk* target, const device element* source, long 
         source += STEP * row_stride;
     }
 #else
-    threadgroup element* elements = (threadgroup element*)target;
-    for (int n = thread_index; n < ROWS * COLUMNS; n += THREAD_COUNT) {
-        const short i = n / COLUMNS, j = n % COLUMNS;
-        const bool inside = i < rows && j < columns;
-        elements[i * LD + j] = inside ? source[i * row_stride + j] : element(0);
-    }
+    stage_elements<ROWS, COLUMNS, THREAD_COUNT>(target, StridedRows{source, row_stride}, rows, columns, thread_index);
 #endif
 }
 

@@ -28,14 +28,14 @@ inline void scale_rows(thread TileC& c, rows_t factor) {
         for (short column = 0; column < 4; column++) c.at(row, column) *= factor[row];
 }
 
-// The left operand from device memory; what lies outside `rows` x `columns` is 0.
-inline void load_a(thread TileA<element>& a, const device element* source, long row_stride, int rows, int columns,
-                   ushort lane) {
+// The left operand from anything with `at(row, column)`; what lies outside `rows` x `columns` is 0.
+template <typename Source>
+inline void load_a(thread TileA<element>& a, Source source, int rows, int columns, ushort lane) {
     for (short row = 0; row < 2; row++)
         for (short column = 0; column < 4; column++) {
             const short i = tile_row(lane, row), j = tile_col(lane, column);
             const bool inside = i < rows && j < columns;
-            a.set(row, column, inside ? source[i * row_stride + j] : element(0));
+            a.set(row, column, inside ? source.at(i, j) : element(0));
         }
 }
 

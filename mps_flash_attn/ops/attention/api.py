@@ -15,20 +15,23 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedError
+from ..dtypes import accumulator_dtype
 from .arguments import (
     Refusal,
+    Rotary,
     autocast_dtype,
     is_direct,
     leading_sizes,
     refuse_kinds,
     refuse_mask,
     refuse_operands,
+    refuse_rotary,
     refuse_scale,
 )
 from .function import Causal
 from .layout import batch_operator, fold, with_rank
 
-__all__ = ["attempt", "flash_attention"]
+__all__ = ["Rotary", "attempt", "flash_attention"]
 
 _ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
 
@@ -47,6 +50,7 @@ def flash_attention(
     causal_alignment: Literal["top-left", "bottom-right"] = ...,
     scale: float | None = ...,
     enable_gqa: bool = ...,
+    rotary: Rotary | None = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -62,6 +66,7 @@ def flash_attention(
     causal_alignment: Literal["top-left", "bottom-right"] = ...,
     scale: float | None = ...,
     enable_gqa: bool = ...,
+    rotary: Rotary | None = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -76,6 +81,7 @@ def flash_attention(
     causal_alignment: Literal["top-left", "bottom-right"] = "top-left",
     scale: float | None = None,
     enable_gqa: bool = False,
+    rotary: Rotary | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Attention ``softmax(scale * Q K^T + mask) V`` in memory that grows with the length, not with its square.
@@ -103,6 +109,9 @@ def flash_attention(
         scale: factor of the scores, finite and not zero; ``1 / sqrt(D)`` if None.
         enable_gqa: lets ``Hq`` be a multiple of ``Hkv``: query head ``h`` uses key head ``h // (Hq / Hkv)``. Keys and
             values are not repeated in memory. Without it, heads must be equal or broadcast from 1.
+        rotary: rotary position embedding, a `Rotary` with tables of cosines and sines: queries and keys are turned as
+            they are loaded, forward and backward, and nothing of their size is written. The result is that of turning
+            both by `rope` first, to the bit.
         return_lse: also returns the log-sum-exp of every row of scores.
 
     Returns:
@@ -145,7 +154,7 @@ def flash_attention(
         causal = Causal.NONE
     if attn_mask is not None and type(attn_mask) is not Tensor:
         attn_mask, causal = _unwrap_causal_bias(query, key, attn_mask, causal)
-    result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa)
+    result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa, rotary)
     if isinstance(result, Refusal):
         raise result.error
     return result if return_lse else result[0]
@@ -159,6 +168,7 @@ def attempt(
     scale: float | None,
     causal: Causal,
     enable_gqa: bool,
+    rotary: Rotary | None = None,
 ) -> tuple[Tensor, Tensor] | Refusal:
     """Computes attention, or says why not; nothing is launched before every argument is known to be good.
 
@@ -192,12 +202,20 @@ def attempt(
         refusal = refuse_scale(scale)
         if refusal is not None:
             return refusal
+    turned: tuple[Tensor, Tensor, bool, int] | tuple[()] = ()
+    if rotary is not None:
+        refusal = refuse_rotary(rotary, query, key)
+        if refusal is not None:
+            return refusal
+        dtype = accumulator_dtype(query.dtype)
+        cos, sin = (x.to(dtype).contiguous() for x in rotary[:2])
+        turned = cos, sin, bool(rotary.interleaved), rotary.query_offset
     if direct:
         if attn_mask is not None and attn_mask.dim() != 4:
             attn_mask = with_rank(attn_mask, 4)
-        return cast("tuple[Tensor, Tensor]", _forward(query, key, value, attn_mask, scale, causal))
+        return cast("tuple[Tensor, Tensor]", _forward(query, key, value, attn_mask, scale, causal, *turned))
     q, k, v, mask = fold(query, key, value, attn_mask, lead, kv_lead)
-    out, lse = _forward(q, k, v, mask, scale, causal)
+    out, lse = _forward(q, k, v, mask, scale, causal, *turned)
     shape = (*lead, *out.shape[2:])
     return out.reshape(shape), lse.reshape(shape[:-1])
 

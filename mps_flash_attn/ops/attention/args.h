@@ -20,6 +20,8 @@ struct alignas(8) AttentionArgs {
     long keys;            // Lk
     long head_size;       // D, at most BD
     long causal_offset;   // the last key that query i sees is i + causal_offset
+    long rotary_pairs;    // R / 2
+    long query_position;  // of the first query; the first key's is 0
     alignas(8) accum scale;
 };
 static_assert(sizeof(AttentionArgs) == ARGS_BYTES, "args.h and the packing in launch.py disagree");

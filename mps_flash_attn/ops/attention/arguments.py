@@ -5,28 +5,48 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import UnsupportedError
-from ..checks import derivatives_supported
+from ..checks import derivatives_supported, require_match, require_tensor
 from .plan import MAX_HEAD_SIZE
 
 __all__ = [
     "Refusal",
+    "Rotary",
     "autocast_dtype",
     "is_direct",
     "leading_sizes",
     "refuse_kinds",
     "refuse_mask",
     "refuse_operands",
+    "refuse_rotary",
     "refuse_scale",
 ]
 
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _DTYPE_NAMES = "float32, float16, bfloat16, or float64 on the simulator"
 _AUTOCAST_DEVICES = frozenset(("cpu", "cuda", "mps"))
+
+
+class Rotary(NamedTuple):
+    """Rotary position embedding of queries and keys, by tables as `rope_tables` makes them.
+
+    Attributes:
+        cos, sin: ``[P, R / 2]``, any floating dtype, on the device of the queries, for all positions from 0 on that
+            occur: ``P`` is at least ``Lk`` and ``query_offset + Lq``. The other ``D - R`` columns are not turned.
+        interleaved: pair ``i`` is columns ``(2 i, 2 i + 1)``; otherwise ``(i, i + R / 2)``.
+        query_offset: position of the first query, at least 0; that of the first key is 0. With a cache of keys it is
+            ``Lk - Lq``.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool = False
+    query_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -229,6 +249,47 @@ def refuse_scale(scale: float) -> Refusal | None:
             "scale is zero or not finite",
             ValueError(f"scale is {scale}; accepted are finite numbers other than 0, or None for 1 / sqrt(D)"),
         )
+    return None
+
+
+def refuse_rotary(rotary: Rotary, query: Tensor, key: Tensor) -> Refusal | None:
+    """Checks of the tables, after those of the operands."""
+    if not isinstance(rotary, Rotary):
+        return Refusal(
+            "rotary is no Rotary", TypeError(f"rotary is a {type(rotary).__name__}; accepted are a Rotary or None")
+        )
+    offset = rotary.query_offset
+    if isinstance(offset, bool) or not isinstance(offset, (int, torch.SymInt)):
+        return Refusal(
+            "rotary's offset is no int",
+            TypeError(f"rotary.query_offset is a {type(offset).__name__}; accepted is an int"),
+        )
+    if offset < 0:
+        return Refusal(
+            "rotary's offset is negative", ValueError(f"rotary.query_offset is {offset}; accepted are 0 and more")
+        )
+    rows, columns = max(offset + query.shape[-2], key.shape[-2]), query.shape[-1]
+    for name, table in (("rotary.cos", rotary.cos), ("rotary.sin", rotary.sin)):
+        try:
+            require_tensor(name, table)
+            require_match(name, table, "query", query, dtype=False)
+        except (TypeError, ValueError) as error:
+            return Refusal("rotary's tables are not usable", error)
+        if table.dim() != 2 or table.shape[0] < rows or 2 * table.shape[1] > columns or table.shape != rotary.cos.shape:
+            return Refusal(
+                "rotary's tables do not fit",
+                ValueError(
+                    f"{name} has shape {list(table.shape)}; accepted is [P, R / 2], the same for cos and sin, with P "
+                    f"at least {rows} and R at most {columns}"
+                ),
+            )
+        if table.requires_grad and torch.is_grad_enabled():
+            return Refusal(
+                "rotary's tables require grad",
+                UnsupportedError(
+                    f"{name} requires grad and its gradient is not implemented; accepted is a detached one"
+                ),
+            )
     return None
 
 

@@ -11,13 +11,15 @@
 #include "msl/tile.h"
 #include "ops/attention/args.h"
 #include "ops/attention/operand.h"
+#include "ops/attention/rotary.h"
 #include "ops/attention/staged_pair.h"
 
 kernel void attention_backward_dkv(
     const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
-    const device mask_element* attn_mask [[buffer(3)]], const device element* d_o [[buffer(4)]],
-    const device accum* lse [[buffer(5)]], const device accum* delta [[buffer(6)]], device element* dk [[buffer(7)]],
-    device element* dv [[buffer(8)]], constant AttentionArgs& args [[buffer(9)]],
+    const device mask_element* attn_mask [[buffer(3)]], const device accum* cosines [[buffer(4)]],
+    const device accum* sines [[buffer(5)]], const device element* d_o [[buffer(6)]],
+    const device accum* lse [[buffer(7)]], const device accum* delta [[buffer(8)]], device element* dk [[buffer(9)]],
+    device element* dv [[buffer(10)]], constant AttentionArgs& args [[buffer(11)]],
     uint3 block [[threadgroup_position_in_grid]], ushort thread_index [[thread_index_in_threadgroup]],
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
     threadgroup chunk tiles[pair_chunks<BQ>()];
@@ -33,25 +35,27 @@ kernel void attention_backward_dkv(
     k += matrix_offset(args.k_stride, batch, key_head);
     v += matrix_offset(args.v_stride, batch, key_head);
 
+    const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
     Rows k_rows, v_rows;
 #if HOLD == HOLD_STAGED
     threadgroup chunk k_tile[staged_chunks<BK, BD>()];
     threadgroup chunk v_tile[staged_chunks<BK, BD>()];
     const int block_rows = args.keys - block_row;
-    stage<BK, BD, THREADS>(k_tile, k + block_row * k_stride, k_stride, block_rows, D, thread_index);
+    stage<BK, BD, THREADS>(k_tile, k + block_row * k_stride, k_stride, block_rows, D, of_keys.from(block_row),
+                           thread_index);
     stage<BK, BD, THREADS>(v_tile, v + block_row * v_stride, v_stride, block_rows, D, thread_index);
     k_rows.start(k_tile, simdgroup);
     v_rows.start(v_tile, simdgroup);
 #else
-    k_rows.start(k + j0 * k_stride, k_stride, rows, D, lane);
-    v_rows.start(v + j0 * v_stride, v_stride, rows, D, lane);
+    k_rows.start(k + j0 * k_stride, k_stride, rows, D, of_keys.from(j0), lane);
+    v_rows.start(v + j0 * v_stride, v_stride, rows, D, not_turned(), lane);
 #endif
     TileC dk_acc[ROW_TILES][BD / TILE], dv_acc[ROW_TILES][BD / TILE];
     clear(dk_acc);
     clear(dv_acc);
 
     const int queries = args.queries;
-    StagedPair<BQ> pair = {tiles, q, d_o, args.q_stride[2], args.do_stride[2], queries, D, thread_index, 0};
+    StagedPair<BQ> pair = {tiles, q, d_o, args.q_stride[2], args.do_stride[2], queries, D, of_queries, thread_index, 0};
     for (int head = key_head * args.group; head < (key_head + 1) * args.group; head++) {
         const ScoreMask mask = score_mask(args, attn_mask, batch, head);
         const long first_row = (batch * args.query_heads + head) * queries;

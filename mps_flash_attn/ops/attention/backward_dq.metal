@@ -9,13 +9,15 @@
 #include "msl/tile.h"
 #include "ops/attention/args.h"
 #include "ops/attention/operand.h"
+#include "ops/attention/rotary.h"
 #include "ops/attention/staged_pair.h"
 
 kernel void attention_backward_dq(
     const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
-    const device mask_element* attn_mask [[buffer(3)]], const device element* d_o [[buffer(4)]],
-    const device accum* lse [[buffer(5)]], const device accum* delta [[buffer(6)]], device element* dq [[buffer(7)]],
-    constant AttentionArgs& args [[buffer(8)]], uint3 block [[threadgroup_position_in_grid]],
+    const device mask_element* attn_mask [[buffer(3)]], const device accum* cosines [[buffer(4)]],
+    const device accum* sines [[buffer(5)]], const device element* d_o [[buffer(6)]],
+    const device accum* lse [[buffer(7)]], const device accum* delta [[buffer(8)]], device element* dq [[buffer(9)]],
+    constant AttentionArgs& args [[buffer(10)]], uint3 block [[threadgroup_position_in_grid]],
     uint3 blocks [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
     threadgroup chunk tiles[pair_chunks<BK>()];
@@ -31,18 +33,20 @@ kernel void attention_backward_dq(
     q += matrix_offset(args.q_stride, batch, head);
     d_o += matrix_offset(args.do_stride, batch, head);
 
+    const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
     Rows q_rows, do_rows;
 #if HOLD == HOLD_STAGED
     threadgroup chunk q_tile[staged_chunks<BQ, BD>()];
     threadgroup chunk do_tile[staged_chunks<BQ, BD>()];
     const int valid = mask.queries - block_row;
-    stage<BQ, BD, THREADS>(q_tile, q + block_row * q_stride, q_stride, valid, D, thread_index);
+    stage<BQ, BD, THREADS>(q_tile, q + block_row * q_stride, q_stride, valid, D, of_queries.from(block_row),
+                           thread_index);
     stage<BQ, BD, THREADS>(do_tile, d_o + block_row * do_stride, do_stride, valid, D, thread_index);
     q_rows.start(q_tile, simdgroup);
     do_rows.start(do_tile, simdgroup);
 #else
-    q_rows.start(q + i0 * q_stride, q_stride, rows, D, lane);
-    do_rows.start(d_o + i0 * do_stride, do_stride, rows, D, lane);
+    q_rows.start(q + i0 * q_stride, q_stride, rows, D, of_queries.from(i0), lane);
+    do_rows.start(d_o + i0 * do_stride, do_stride, rows, D, not_turned(), lane);
 #endif
     const long first_row = (batch * args.query_heads + head) * args.queries + i0;
     rows_t lse_rows[ROW_TILES], delta_rows[ROW_TILES];
@@ -55,7 +59,7 @@ kernel void attention_backward_dq(
 
     k += matrix_offset(args.k_stride, batch, key_head);
     v += matrix_offset(args.v_stride, batch, key_head);
-    StagedPair<BK> pair = {tiles, k, v, args.k_stride[2], args.v_stride[2], mask.keys, D, thread_index, 0};
+    StagedPair<BK> pair = {tiles, k, v, args.k_stride[2], args.v_stride[2], mask.keys, D, of_keys, thread_index, 0};
     pair.start(k, v, 0);
     for (int j0 = 0; j0 < block_keys; j0 += BK) {
         pair.prepare(j0);

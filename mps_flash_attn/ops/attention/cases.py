@@ -112,12 +112,12 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
     """
     capabilities = capabilities or Capabilities()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for head_size, aligned, mask, causal_offset in (
-            (64, True, None, None),
-            (64, False, torch.bool, 0),
-            (80, True, dtype, None),
-            (256, False, dtype, 0),
-            (17, False, torch.float32, None),
+        for head_size, aligned, mask, causal_offset, rotation in (
+            (64, True, None, None, None),
+            (64, False, torch.bool, 0, None),
+            (80, True, dtype, None, plan.Rotation(32, interleaved=False, query_position=30)),
+            (256, False, dtype, 0, None),
+            (17, False, torch.float32, None, plan.Rotation(8, interleaved=True, query_position=0)),
         ):
             problem = plan.Problem(
                 dtype=dtype,
@@ -131,6 +131,7 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
                 causal_offset=causal_offset,
                 mask=None if mask is None else plan.MaskLayout(mask, (1, 1, 1, 1)),
                 layouts=(plan.Layout((4 * 100 * head_size, 100 * head_size, head_size), aligned=aligned),) * 8,
+                rotation=rotation,
             )
             yield plan.forward(problem, capabilities)
             yield from plan.backward(problem, capabilities, lse_gradient=aligned)

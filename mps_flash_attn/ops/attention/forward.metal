@@ -9,11 +9,13 @@
 #include "msl/tile.h"
 #include "ops/attention/args.h"
 #include "ops/attention/operand.h"
+#include "ops/attention/rotary.h"
 
 kernel void attention_forward(const device element* q [[buffer(0)]], const device element* k [[buffer(1)]],
                               const device element* v [[buffer(2)]], const device mask_element* attn_mask [[buffer(3)]],
-                              device element* o [[buffer(4)]], device accum* lse [[buffer(5)]],
-                              constant AttentionArgs& args [[buffer(6)]], uint3 block [[threadgroup_position_in_grid]],
+                              const device accum* cosines [[buffer(4)]], const device accum* sines [[buffer(5)]],
+                              device element* o [[buffer(6)]], device accum* lse [[buffer(7)]],
+                              constant AttentionArgs& args [[buffer(8)]], uint3 block [[threadgroup_position_in_grid]],
                               uint3 blocks [[threadgroups_per_grid]],
                               ushort thread_index [[thread_index_in_threadgroup]],
                               ushort simdgroup [[simdgroup_index_in_threadgroup]],
@@ -33,20 +35,22 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     k += matrix_offset(args.k_stride, batch, key_head);
     v += matrix_offset(args.v_stride, batch, key_head);
 
+    const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
     Rows q_rows;
 #if HOLD == HOLD_STAGED
     threadgroup chunk q_tile[staged_chunks<BQ, BD>()];
-    stage<BQ, BD, THREADS>(q_tile, q + block_row * q_stride, q_stride, mask.queries - block_row, D, thread_index);
+    stage<BQ, BD, THREADS>(q_tile, q + block_row * q_stride, q_stride, mask.queries - block_row, D,
+                           of_queries.from(block_row), thread_index);
     q_rows.start(q_tile, simdgroup);
 #else
-    q_rows.start(q + i0 * q_stride, q_stride, rows, D, lane);
+    q_rows.start(q + i0 * q_stride, q_stride, rows, D, of_queries.from(i0), lane);
 #endif
     OnlineSoftmax softmax[ROW_TILES];
     for (short r = 0; r < ROW_TILES; r++) softmax[r].start(mask.unit);
     TileC acc[ROW_TILES][BD / TILE];
     clear(acc);
 
-    if (block_keys > 0) stage<BK, BD, THREADS>(k_tile, k, k_stride, mask.keys, D, thread_index);
+    if (block_keys > 0) stage<BK, BD, THREADS>(k_tile, k, k_stride, mask.keys, D, of_keys, thread_index);
     for (int j0 = 0; j0 < block_keys; j0 += BK) {
         TileC s[ROW_TILES][BK / TILE];
         finish_copies();
@@ -58,7 +62,8 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
         threadgroup_barrier(mem_flags::mem_threadgroup);  // the values are there, the keys are used
         const int next = j0 + BK;
         if (next < block_keys)
-            stage<BK, BD, THREADS>(k_tile, k + next * k_stride, k_stride, mask.keys - next, D, thread_index);
+            stage<BK, BD, THREADS>(k_tile, k + next * k_stride, k_stride, mask.keys - next, D, of_keys.from(next),
+                                   thread_index);
         if (j0 >= own_keys) continue;
         if (mask.touches(i0, j0, OWN_ROWS, BK)) apply<false>(mask, s, i0, j0, lane);
         for (short r = 0; r < ROW_TILES; r++) {

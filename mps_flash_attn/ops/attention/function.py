@@ -7,6 +7,7 @@ strides costs a dictionary look-up beyond its launches.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +20,13 @@ from ...launch import Launch, Runtime
 from ...runtime.base import for_device
 from ..calls import PreparedCalls, address, geometry
 from ..dtypes import accumulator_dtype
+from ..rope.function import turn_back
 from . import plan
 
 __all__ = ["Causal", "attention_backward", "attention_forward", "describe"]
 
-_ForwardCall = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor]"]
+_Tables = tuple[Tensor, Tensor]
+_ForwardCall = Callable[[Tensor, Tensor, Tensor, "Tensor | None", "_Tables | None"], "tuple[Tensor, Tensor]"]
 _BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunch]
 
 _forward_calls = PreparedCalls[_ForwardCall]()
@@ -105,22 +108,50 @@ def _planned(kernel: plan.Kernel, problem: plan.Problem, runtime: Runtime, devic
     )
 
 
+def _rotation(
+    query: Tensor, key: Tensor, cos: Tensor | None, sin: Tensor | None, interleaved: bool, query_position: int
+) -> plan.Rotation | None:
+    """By what a call turns its queries and keys, once the tables are known to fit."""
+    if cos is None or sin is None or cos.numel() == 0:
+        return None
+    rows, dtype = max(query_position + query.shape[2], key.shape[2]), accumulator_dtype(query.dtype)
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.dtype != dtype or table.device != query.device or not table.is_contiguous():
+            raise TypeError(
+                f"{name} is {table.dtype} on {table.device}; accepted: contiguous {dtype} on {query.device}"
+            )
+        if table.dim() != 2 or table.shape != cos.shape or len(table) < rows or 2 * table.shape[1] > query.shape[3]:
+            raise ValueError(f"{name} has shape {tuple(table.shape)}; accepted: [P, R / 2] with P >= {rows} and R <= D")
+    if query_position < 0:
+        raise ValueError(f"query_position is {query_position}; accepted: 0 and more")
+    return plan.Rotation(cos.shape[1], interleaved, query_position)
+
+
 def _prepare_forward(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    scale: float,
+    causal: int,
+    rotation: plan.Rotation | None,
 ) -> _ForwardCall:
     runtime = for_device(query.device.type)
     problem = describe(query, key, value, attn_mask, scale, causal, out=torch.empty_like(query))
+    problem = dataclasses.replace(problem, rotation=rotation)
     lse_shape, dtype, device = tuple(query.shape[:3]), accumulator_dtype(query.dtype), query.device
     nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0
     bound = launch.bind(_planned(plan.FORWARD, problem, runtime, device), runtime)
 
-    def call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def call(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, tables: _Tables | None
+    ) -> tuple[Tensor, Tensor]:
         out = launch.empty_like(query, runtime)
         lse = launch.empty(lse_shape, dtype, device, runtime)
         if no_keys:
             return out.zero_(), lse.fill_(-torch.inf)
         if not nothing_to_do:
-            bound(query, key, value, query if attn_mask is None else attn_mask, out, lse)
+            bound(query, key, value, query if attn_mask is None else attn_mask, *(tables or (query, query)), out, lse)
         return out, lse
 
     return call
@@ -128,7 +159,16 @@ def _prepare_forward(
 
 @torch.library.custom_op("mps_flash_attn::attention_forward", mutates_args=())
 def attention_forward(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    scale: float,
+    causal: int,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    interleaved: bool = False,
+    query_position: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention and the log-sum-exp of its scores.
 
@@ -138,6 +178,10 @@ def attention_forward(
         attn_mask: boolean (true takes part) or additive, broadcast to ``[B, Hq, Lq, Lk]``.
         scale: factor of the scores.
         causal: a `Causal`.
+        cos, sin: tables ``[P, R / 2]``, contiguous, float32 (float64 for float64), or ``None``: query ``i`` is turned
+            as `rope` does by row ``query_position + i``, key ``j`` by row ``j``.
+        interleaved: which columns are pairs, as in `rope`.
+        query_position: the first query's, at least 0.
 
     Returns:
         ``out`` like ``query``, and ``lse [B, Hq, Lq]``, natural logarithm, float32 (float64 for float64).
@@ -147,12 +191,13 @@ def attention_forward(
         UnsupportedError: a problem that no plan serves.
     """
     mask = None if attn_mask is None else geometry(attn_mask)
-    problem = (geometry(query), geometry(key), geometry(value), mask, scale, causal)
+    rotation = None if cos is None else _rotation(query, key, cos, sin, interleaved, query_position)
+    problem = (geometry(query), geometry(key), geometry(value), mask, scale, causal, rotation)
     call = _forward_calls.get(problem)
     if call is None:
-        call = _prepare_forward(query, key, value, attn_mask, scale, causal)
+        call = _prepare_forward(query, key, value, attn_mask, scale, causal, rotation)
         _forward_calls[problem] = call
-    return call(query, key, value, attn_mask)
+    return call(query, key, value, attn_mask, None if cos is None or sin is None else (cos, sin))
 
 
 @torch.library.custom_op("mps_flash_attn::attention_backward", mutates_args=())
@@ -167,6 +212,10 @@ def attention_backward(
     lse: Tensor,
     scale: float,
     causal: int,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    interleaved: bool = False,
+    query_position: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `attention_forward` from its inputs, its outputs and their gradients.
 
@@ -195,10 +244,12 @@ def attention_backward(
     tensors = {"out": out, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
     inputs = (query, key, value, *tensors.values())
     masks = () if attn_mask is None else (attn_mask,)
-    problem = (tuple(map(geometry, (*inputs, *masks))), scale, causal, grad_lse is None)
+    rotation = None if cos is None else _rotation(query, key, cos, sin, interleaved, query_position)
+    problem = (tuple(map(geometry, (*inputs, *masks))), scale, causal, grad_lse is None, rotation)
     calls = _backward_calls.get(problem)
     if calls is None:
         described = describe(query, key, value, attn_mask, scale, causal, **tensors)
+        described = dataclasses.replace(described, rotation=rotation)
         on_delta = plan.delta(described, runtime.CAPABILITIES, grad_lse is not None)
         on_dq, on_dkv = (
             _planned(kernel, described, runtime, query.device) for kernel in (plan.BACKWARD_DQ, plan.BACKWARD_DKV)
@@ -210,14 +261,28 @@ def attention_backward(
     delta = launch.empty_like(lse, runtime)
     mask = query if attn_mask is None else attn_mask
     run_delta(out, grad_out, lse if grad_lse is None else grad_lse, delta)
-    run_dq(query, key, value, mask, grad_out, lse, delta, dq)
-    run_dkv(query, key, value, mask, grad_out, lse, delta, dk, dv)
+    read = (query, key, value, mask, *((query, query) if cos is None or sin is None else (cos, sin)))
+    run_dq(*read, grad_out, lse, delta, dq)
+    run_dkv(*read, grad_out, lse, delta, dk, dv)
+    if rotation is not None and cos is not None and sin is not None:  # dq and dk are of what was turned
+        for gradient, first in ((dq, query_position), (dk, 0)):
+            rows = slice(first, first + gradient.shape[2])
+            turn_back(gradient, cos[rows], sin[rows], interleaved)
     return dq, dk, dv
 
 
 @attention_forward.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    scale: float,
+    causal: int,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    interleaved: bool = False,
+    query_position: int = 0,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=accumulator_dtype(query.dtype))
 
@@ -234,26 +299,30 @@ def _(
     lse: Tensor,
     scale: float,
     causal: int,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    interleaved: bool = False,
+    query_position: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, attn_mask, ctx.scale, ctx.causal = inputs
-    ctx.save_for_backward(query, key, value, attn_mask, *output)
+    query, key, value, attn_mask, ctx.scale, ctx.causal, cos, sin, *ctx.pairs = inputs
+    ctx.save_for_backward(query, key, value, attn_mask, *output, cos, sin)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    query, key, value, attn_mask, out, lse = ctx.saved_tensors
+    query, key, value, attn_mask, out, lse, cos, sin = ctx.saved_tensors
     if grad_out is None and grad_lse is None:
-        return (None,) * 6
+        return (None,) * 10
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     dq, dk, dv = torch.ops.mps_flash_attn.attention_backward(
-        grad_out, grad_lse, query, key, value, attn_mask, out, lse, ctx.scale, ctx.causal
+        grad_out, grad_lse, query, key, value, attn_mask, out, lse, ctx.scale, ctx.causal, cos, sin, *ctx.pairs
     )
-    return dq, dk, dv, None, None, None
+    return dq, dk, dv, *(None,) * 7
 
 
 attention_forward.register_autograd(_backward, setup_context=_save_for_backward)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ...errors import UnsupportedError
+
 __all__ = ["batch_operator", "fold", "with_rank"]
 
 
@@ -94,6 +96,8 @@ def batch_operator(
     tensors: int,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Folds the mapped dimension of the first `tensors` arguments into their batch dimension and calls the operator."""
+    if any(dim is not None for dim in in_dims[tensors:]):
+        raise UnsupportedError("rotary has tables that differ between the calls of a vmap; accepted are shared ones")
     mapped: list[Any] = [
         x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
         for x, dim in zip(args[:tensors], in_dims, strict=False)

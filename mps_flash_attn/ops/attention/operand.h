@@ -7,6 +7,7 @@
 #include "msl/copy.h"
 #include "msl/mask.h"
 #include "msl/tile.h"
+#include "ops/attention/rotary.h"
 
 #define HOLD_NOWHERE 0    // read again from device memory for every block, because they fit nowhere else
 #define HOLD_REGISTERS 1  // loaded once
@@ -30,17 +31,20 @@ struct Rows {
     const device element* source;
     long row_stride;
     int rows, columns;
+    Rotary rotary;
     ushort lane;
 #if HOLD == HOLD_REGISTERS
     TileA<element> held[ROW_TILES][BD / TILE];
 #endif
 
     // `source` points to the first row; rows and columns past `rows` and `columns` are 0.
-    void start(const device element* source, long row_stride, int rows, int columns, ushort lane) thread {
+    void start(const device element* source, long row_stride, int rows, int columns, Rotary rotary,
+               ushort lane) thread {
         this->source = source;
         this->row_stride = row_stride;
         this->rows = rows;
         this->columns = columns;
+        this->rotary = rotary;
         this->lane = lane;
 #if HOLD == HOLD_REGISTERS
         for (short r = 0; r < ROW_TILES; r++)
@@ -48,7 +52,8 @@ struct Rows {
 #endif
     }
     void read(thread TileA<element>& a, short r, short d) const thread {
-        load_a(a, source + r * TILE * row_stride + d * TILE, row_stride, rows - r * TILE, columns - d * TILE, lane);
+        const TurnedRows tile{source + r * TILE * row_stride, row_stride, d * TILE, rotary.from(r * TILE)};
+        load_a(a, tile, rows - r * TILE, columns - d * TILE, lane);
     }
     void load(thread TileA<element>& a, short r, short d) const thread {
 #if HOLD == HOLD_REGISTERS

@@ -45,7 +45,7 @@ def operands(inputs: Inputs) -> dict[str, Operands]:
         _delta(grad_out.to(grad_lse.dtype), exact_out.to(grad_lse.dtype), grad_lse),
     )
     mask = inputs.query if inputs.attn_mask is None else inputs.attn_mask
-    read = inputs.query, inputs.key, inputs.value, mask
+    read = inputs.query, inputs.key, inputs.value, mask, *(inputs.query,) * 2  # in the place of tables
     values = (x.reference.to(grad_lse.dtype) for x in (lse, delta))
     read_backward = (*read, grad_out, *values)
     return {

@@ -26,6 +26,7 @@ __all__ = [
     "Layout",
     "MaskLayout",
     "Problem",
+    "Rotation",
     "Tiling",
     "Traffic",
     "backward",
@@ -73,6 +74,20 @@ class MaskLayout:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """By what queries and keys are turned as they are loaded; pairs as in ``ops/rope``.
+
+    Attributes:
+        pairs: R / 2, more than 0.
+        query_position: of the first query; the first key's is 0.
+    """
+
+    pairs: int
+    interleaved: bool
+    query_position: int
+
+
+@dataclass(frozen=True)
 class Problem:
     """Everything about a call that a plan may depend on, sizes as in the kernels.
 
@@ -92,6 +107,7 @@ class Problem:
     causal_offset: int | None
     mask: MaskLayout | None
     layouts: tuple[Layout, ...]
+    rotation: Rotation | None = None
 
     @property
     def accumulator(self) -> str:
@@ -333,6 +349,8 @@ def _words(problem: Problem) -> tuple[int, ...]:
             "keys": problem.keys,
             "head_size": problem.head_size,
             "causal_offset": problem.causal_offset or 0,
+            "rotary_pairs": problem.rotation.pairs if problem.rotation else 0,
+            "query_position": problem.rotation.query_position if problem.rotation else 0,
             "scale": problem.scale,
         },
         problem.accumulator,
@@ -347,6 +365,7 @@ def _common_defines(problem: Problem) -> tuple[Define, ...]:
         ("MASK", mask),
         ("MASK_ELEMENT", _MASK_ELEMENTS[problem.mask.dtype] if problem.mask else "bool"),
         ("CAUSAL", int(problem.causal_offset is not None)),
+        ("ROTARY", 0 if problem.rotation is None else 2 if problem.rotation.interleaved else 1),
         ("ARGS_BYTES", _params().size),
     )
 
@@ -488,17 +507,25 @@ def _mask_bytes(problem: Problem) -> int:
     return problem.batch * problem.query_heads * pairs * problem.mask.dtype.itemsize
 
 
+def _turning_bytes(problem: Problem) -> int:
+    """What is read more of a row that is turned: the other element of each one's pair, a cosine and a sine."""
+    columns = 2 * problem.rotation.pairs if problem.rotation else 0
+    return columns * (problem.dtype.itemsize + 2 * _value_bytes(problem))
+
+
 def _walk_over_keys(problem: Problem, defines: dict[str, int], *, rows: int) -> int:
     """What one head's threadgroups read of keys and values, and of the ``rows`` matrices of queries they keep."""
     own, staged, kept = defines["BQ"], defines["BK"], defines["ROW_TILES"] * _TILE
-    read = 0
+    read = turned = 0
     for block in range(0, problem.queries, own):
         steps = -(-_visible_keys(problem, block + own - 1) // staged)
         read += 2 * min(steps * staged, problem.keys)
+        turned += min(steps * staged, problem.keys)
         for first in range(block, min(block + own, problem.queries), kept):
             times = 1 if defines["HOLD"] else -(-_visible_keys(problem, first + kept - 1) // staged)
             read += rows * times * min(kept, problem.queries - first)
-    return read * _row_bytes(problem)
+            turned += times * min(kept, problem.queries - first)
+    return read * _row_bytes(problem) + turned * _turning_bytes(problem)
 
 
 def _heads(problem: Problem) -> int:
@@ -534,21 +561,25 @@ def _dq_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
 
 def _dkv_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
     own, staged, kept = defines["BK"], defines["BQ"], defines["ROW_TILES"] * _TILE
-    rows = values = 0
+    rows = values = turned = 0
     for block in range(0, problem.keys, own):
         first = _first_query(problem, block) // staged * staged
         visited = max(problem.queries - first, 0)
         rows += 2 * visited
+        turned += visited
         values += visited * 2 if defines["STAGE_VALUES"] else 0
         for key in range(block, min(block + own, problem.keys), kept):
             start = max(_first_query(problem, key) // staged * staged, first)
             computed = max(problem.queries - start, 0)
             values += 0 if defines["STAGE_VALUES"] else 2 * 2 * _SHARING * computed
-            rows += 0 if defines["HOLD"] else 2 * min(kept, problem.keys - key) * -(-computed // staged)
+            read_again = 0 if defines["HOLD"] else min(kept, problem.keys - key) * -(-computed // staged)
+            rows += 2 * read_again
+            turned += read_again
     held = 2 * problem.keys * problem.batch * problem.key_heads if defines["HOLD"] else 0
     heads = _heads(problem)
     return Traffic(
         read=(held + heads * rows) * _row_bytes(problem)
+        + (held // 2 + heads * turned) * _turning_bytes(problem)
         + heads * values * _value_bytes(problem)
         + _mask_bytes(problem),
         written=2 * problem.batch * problem.key_heads * problem.keys * _row_bytes(problem),

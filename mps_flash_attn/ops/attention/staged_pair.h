@@ -1,5 +1,5 @@
 // Two matrices with the same rows, staged together block by block: keys and values, or queries and the gradients of
-// their outputs.
+// their outputs. The first may be turned.
 //
 // Define: BUFFERS, 2 where threadgroup memory has room for a block that is copied while the one before it is used,
 // or 1.
@@ -7,6 +7,7 @@
 
 #include "msl/copy.h"
 #include "msl/tile.h"
+#include "ops/attention/rotary.h"
 
 template <short ROWS>
 constexpr short pair_chunks() {
@@ -19,6 +20,7 @@ struct StagedPair {
     const device element *first, *second;
     long first_stride, second_stride;
     int rows, columns;
+    Rotary rotary;  // of the first
     ushort thread_index;
     short upcoming;  // the buffer of the block that is copied next
 
@@ -52,7 +54,8 @@ struct StagedPair {
     }
     void copy(int row) thread {
         threadgroup chunk* target = tiles + upcoming * 2 * staged_chunks<ROWS, BD>();
-        stage<ROWS, BD, THREADS>(target, first + row * first_stride, first_stride, rows - row, columns, thread_index);
+        stage<ROWS, BD, THREADS>(target, first + row * first_stride, first_stride, rows - row, columns,
+                                 rotary.from(row), thread_index);
         stage<ROWS, BD, THREADS>(target + staged_chunks<ROWS, BD>(), second + row * second_stride, second_stride,
                                  rows - row, columns, thread_index);
     }

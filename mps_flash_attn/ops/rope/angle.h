@@ -3,15 +3,12 @@
 // Define: ANGLES, where they come from, one of the values below. Positions are `int` or `long`: define POSITION.
 #pragma once
 
+#include "msl/turn.h"
 #include "ops/rope/args.h"
 
 #define ANGLES_IMPLIED 0    // positions offset, offset + 1, ...
 #define ANGLES_POSITIONS 1  // positions in a tensor
 #define ANGLES_TABLES 2     // cosines and sines in tensors
-
-struct Turn {
-    accum cosine, sine;
-};
 
 #if ANGLES == ANGLES_TABLES
 using first_value = accum;   // cosines [B, L, R / 2]

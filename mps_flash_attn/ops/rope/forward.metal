@@ -9,13 +9,8 @@
 // A thread takes two packs of a row, which are PACK pairs, or a pack that is only copied, of up to HEADS rows at one
 // position, so that it computes angles once for all of them. Grid: (threads of a row, L, outer * ceil(inner / HEADS)).
 #include "msl/pack.h"
+#include "msl/turn.h"
 #include "ops/rope/angle.h"
-
-inline void rotate(thread element& x, thread element& y, Turn turn) {
-    const accum u = x, v = y;
-    x = element(u * turn.cosine - v * turn.sine);
-    y = element(u * turn.sine + v * turn.cosine);
-}
 
 kernel void rope_forward(const device element* input [[buffer(0)]], const device first_value* first [[buffer(1)]],
                          const device second_value* second [[buffer(2)]], device element* output [[buffer(3)]],

@@ -24,11 +24,12 @@ from ..strides import coalesce
 from . import plan
 from .plan import Angles
 
-__all__ = ["describe", "rope", "turns"]
+__all__ = ["describe", "rope", "turn_back", "turns"]
 
 _Call = Callable[[Tensor, "Tensor | None", "Tensor | None"], Tensor]
 
 _calls = PreparedCalls[_Call]()
+_in_place = PreparedCalls[launch.BoundLaunch]()
 
 
 @functools.lru_cache(maxsize=64)
@@ -163,6 +164,22 @@ def _prepare(
         return output
 
     return call
+
+
+def turn_back(gradient: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
+    """Turns the rows of a dense ``[..., L, D]`` back in place.
+
+    Args:
+        gradient: its last dimension has stride 1, and no two elements share memory.
+        cos, sin: contiguous tables ``[L, R / 2]`` of `accumulator_dtype`.
+    """
+    problem = (geometry(gradient), geometry(cos), interleaved)
+    bound = _in_place.get(problem)
+    if bound is None:
+        runtime = for_device(gradient.device.type)
+        described = describe(gradient, gradient, None, cos, 0, 2 * cos.shape[-1], interleaved, inverse=True)
+        bound = _in_place[problem] = launch.bind(plan.forward(described, runtime.CAPABILITIES), runtime)
+    bound(gradient, cos, sin, gradient)
 
 
 @torch.library.custom_op("mps_flash_attn::rope", mutates_args=())
