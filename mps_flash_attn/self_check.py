@@ -26,7 +26,7 @@ class Expected:
     Attributes:
         name: of the output.
         reference: in float64.
-        pytorch: as PyTorch computes it, in the output's dtype.
+        pytorch: as PyTorch computes it, in the output's dtype, which may be one of integers other than -1.
     """
 
     name: str
@@ -76,13 +76,13 @@ class SelfCheck:
     outputs: tuple[Expected, ...]
 
     def measure(self, runtime: Runtime, device: str) -> Measured:
-        """Runs the kernel on outputs full of NaN, so that an element never written counts as wrong.
+        """Runs the kernel on outputs full of NaN, or of -1, so that an element never written counts as wrong.
 
         Raises:
             MPSFlashAttnError: the kernel could not be compiled or launched.
         """
         inputs = [x.to(device) for x in self.inputs]
-        outputs = [torch.full_like(x.pytorch, torch.nan, device=device) for x in self.outputs]
+        outputs = [_unwritten(x.pytorch, device) for x in self.outputs]
         kernel = functools.cache(lambda: bind(self.launch, runtime))
 
         def launch() -> list[Tensor]:
@@ -103,7 +103,7 @@ def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], 
     results = call()
     _wait(device)
     prepare_ms = 1e3 * (time.perf_counter() - start)
-    found = [x.detach().cpu() for x in results]
+    found = [_written(x.detach().cpu()) for x in results]
     times = []
     for _ in range(_TIMED_CALLS):
         start = time.perf_counter()
@@ -121,6 +121,16 @@ def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], 
         for output, actual in zip(expected, found, strict=True)
     ]
     return max(judged, key=lambda result: (not result.passed, result.error / (result.bound or 1)))
+
+
+def _unwritten(like: Tensor, device: str) -> Tensor:
+    """What an output holds before a launch: NaN, and -1 where integers have none."""
+    return torch.full_like(like, torch.nan if like.dtype.is_floating_point else -1, device=device)
+
+
+def _written(output: Tensor) -> Tensor:
+    """The output with NaN wherever it was never written."""
+    return output if output.dtype.is_floating_point else output.double().masked_fill(output == -1, torch.nan)
 
 
 def _wait(device: str) -> None:

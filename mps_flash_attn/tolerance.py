@@ -25,9 +25,11 @@ def bound(pytorch: Tensor, reference: Tensor) -> float:
     """The largest `error` that a result may have.
 
     Args:
-        pytorch: PyTorch's result in the dtype that is judged.
+        pytorch: PyTorch's result in the dtype that is judged; integers have to be exact.
         reference: the same in float64.
     """
+    if not pytorch.dtype.is_floating_point:
+        return 0.0
     finite = reference[reference.isfinite()]
     magnitude = float(finite.abs().max()) if finite.numel() else 0.0
     accumulator = torch.finfo(torch.promote_types(pytorch.dtype, torch.float32))

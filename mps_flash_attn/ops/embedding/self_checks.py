@@ -1,4 +1,4 @@
-"""Embedding's kernels that write numbers, on small problems, fed with exact results of the kernel before."""
+"""Every embedding kernel on small problems, fed with exact results of the kernels before it: each stands for itself."""
 
 from __future__ import annotations
 
@@ -45,5 +45,8 @@ def _checks(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Itera
     exact = reference.embedding_backward(grad_output.double(), indices, case.rows, _PADDING_ROW)
     weight.requires_grad_()
     (pytorch,) = torch.autograd.grad(F.embedding(indices.long(), weight, _PADDING_ROW), weight, grad_output)
-    _, on_sum = plan.backward(describe_backward(grad_output, indices, case.rows, _PADDING_ROW), capabilities)
+    on_order, on_sum = plan.backward(describe_backward(grad_output, indices, case.rows, _PADDING_ROW), capabilities)
+    ordered = order[: starts[-1]]  # without the tokens of the padding row
+    integers = (Expected("starts", starts.double(), starts), Expected("order", ordered.double(), ordered))
+    yield SelfCheck(words, dtype, on_order, (indices,), integers)
     yield SelfCheck(words, dtype, on_sum, (grad_output, starts, order), (Expected("grad_weight", exact, pytorch),))
