@@ -42,7 +42,7 @@ EPILOG = """\
 examples:
   python examples/gpt_mini.py                             the default, a few minutes on two cores
   python examples/gpt_mini.py --steps 20 --layers 2       a quick look
-  python examples/gpt_mini.py --all-kernels --steps 100   not only attention: every layer from this package
+  python examples/gpt_mini.py --all-kernels --steps 60    not only attention: every layer from this package
   python examples/gpt_mini.py --text shakespeare.txt      any UTF-8 text of a few hundred kilobytes
   python examples/gpt_mini.py --width 192 --heads 4 --context 200 --dtype bfloat16
 """

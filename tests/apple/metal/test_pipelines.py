@@ -110,6 +110,7 @@ def test_the_pipeline_used_longest_ago_is_dropped_and_made_again(metal: native.R
 
 
 def test_many_threads_compile_a_kernel_once(metal: native.Runtime) -> None:
+    metal.simulate(True)  # compiling for the CPU takes so long that all threads ask for the kernel meanwhile
     texts = [distinct() for _ in range(2)]
     numbers: list[list[int]] = []
     start = threading.Barrier(6)
