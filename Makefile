@@ -69,9 +69,15 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py --op attention --counters --json out/counters.jsonl
 	$(BIN)/python benchmarks/run.py --op attention --memory --json out/memory.jsonl
 	$(BIN)/python benchmarks/run.py --op attention --overhead --json out/overhead.jsonl
+	$(BIN)/python benchmarks/run.py --op gemm --ladder --json out/gemm.jsonl --plot out/ladder.png
 
-# Lengths from 512 to 16,384 at 16,384 tokens and a width of 2,048, in each dtype.
+# Attention: lengths from 512 to 16,384 at 16,384 tokens and a width of 2,048, in each dtype.
 bench-gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/run.py --op gemm --device cuda --ladder --json out/gemm.jsonl --plot out/ladder.png
+	for dtype in float32 float16 bfloat16; do \
+	    $(BIN)/python benchmarks/run.py --op gemm --device cuda --dtype $$dtype --size 4096 8192 --json out/gemm.jsonl \
+	        || exit 1; \
+	done
 	for dtype in float16 bfloat16 float32; do for causal in '' --causal; do \
 	    $(BIN)/python benchmarks/run.py --op attention --device cuda --backward --dtype $$dtype $$causal \
 	        --tokens 16384 --width 2048 --length 512 1024 2048 4096 8192 16384 --head-dim 64 128 256 \
