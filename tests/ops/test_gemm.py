@@ -326,6 +326,28 @@ def test_autocast_casts_as_pytorch_does(dtype: torch.dtype, seed: int) -> None:
     assert x.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 2), (1, 0)], ids=str)
+def test_vmap_is_one_launch(in_dims: tuple[int | None, int | None], seed: int) -> None:
+    shapes = ((2, 1, 4, 5), (3, 5, 6))
+    a, b = (
+        torch.randn(shape if dim is None else (*shape[:dim], 7, *shape[dim:]))
+        for shape, dim in zip(shapes, in_dims, strict=True)
+    )
+    with simulator.profile() as profile:
+        actual = torch.vmap(matmul, in_dims)(a, b)
+    assert len(profile.launches) == 1
+    assert torch.allclose(actual, torch.vmap(torch.matmul, in_dims)(a, b), atol=1e-5)
+
+
+def test_vmap_over_weights_and_biases(seed: int) -> None:
+    x, weight, bias = torch.randn(4, 5), torch.randn(7, 3, 5), torch.randn(3, 7)
+    for in_dims in ((None, 0, None), (None, 0, 1)):
+        vector = bias if in_dims[2] else bias[:, 0]
+        actual = torch.vmap(lambda *args: linear(*args, "gelu"), in_dims)(x, weight, vector)
+        expected = torch.vmap(lambda *args: F.gelu(F.linear(*args)), in_dims)(x, weight, vector)
+        assert torch.allclose(actual, expected, atol=1e-5)
+
+
 def test_meta_tensors_have_shapes_alone() -> None:
     x, weight = torch.randn(2, 4, 5, device="meta"), torch.randn(3, 5, device="meta")
     assert linear(x, weight, activation="gelu").shape == (2, 4, 3)

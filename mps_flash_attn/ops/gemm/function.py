@@ -285,3 +285,34 @@ def _second_backward(ctx: Any, _grad_of_z: Tensor | None, grad_of_bias: Tensor |
 
 
 gemm_epilogue_backward.register_autograd(_second_backward, setup_context=_save_for_second_backward)
+
+
+def _vmap(
+    info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor, bias: Tensor | None, activation: int, save: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[int | None, int | None]]:
+    """One call with the mapped dimension as the first batch dimension; a call for each where the bias is mapped."""
+    a_dim, b_dim, bias_dim = in_dims[:3]
+    if bias is not None and bias_dim is not None:
+        calls = [
+            gemm_operator(
+                a if a_dim is None else a.select(a_dim, i),
+                b if b_dim is None else b.select(b_dim, i),
+                bias.select(bias_dim, i),
+                activation,
+                save,
+            )
+            for i in range(info.batch_size)
+        ]
+        return (torch.stack([c for c, _ in calls]), torch.stack([z for _, z in calls])), (0, 0)
+    rank = max(x.dim() - (dim is not None) for x, dim in ((a, a_dim), (b, b_dim)))
+
+    def lead(x: Tensor, dim: int | None) -> Tensor:
+        if dim is None:
+            return x
+        x = x.movedim(dim, 0)
+        return x.view(x.shape[0], *(1,) * (rank - x.dim() + 1), *x.shape[1:])
+
+    return gemm_operator(lead(a, a_dim), lead(b, b_dim), bias, activation, save), (0, 0 if save else None)
+
+
+gemm.register_vmap(_vmap)

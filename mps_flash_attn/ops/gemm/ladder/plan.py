@@ -197,7 +197,9 @@ def tilings() -> Iterator[Tiling]:
     """Those that rung 9 is chosen from, rung 8's first; some cannot run, and `launch` says why."""
     yield _PADDED
     blocks = ((64, 64), (128, 64), (64, 128), (128, 128), (256, 128), (128, 256))
-    for (BM, BN), BK, (TM, TN) in itertools.product(blocks, (8, 16, 32), ((4, 4), (8, 4), (4, 8), (8, 8), (16, 8), (8, 16))):
+    for (BM, BN), BK, (TM, TN) in itertools.product(
+        blocks, (8, 16, 32), ((4, 4), (8, 4), (4, 8), (8, 8), (16, 8), (8, 16))
+    ):
         tiling = Tiling(BM, BN, BK, TM, TN, pad=4, stages=2)
         if tiling != _PADDED:
             yield tiling
