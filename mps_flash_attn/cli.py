@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device",
         action="append",
         choices=tuple(base.RUNTIMES),
-        help="only the runtimes of this device: mps is the Apple GPU, cpu the simulator; may be given several times",
+        help="only this device: mps is an Apple GPU, cuda an NVIDIA GPU, cpu the simulator; may be given several times",
     )
     examine.set_defaults(run=_run_doctor)
     tuner = commands.add_parser(

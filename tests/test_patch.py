@@ -359,7 +359,7 @@ def test_default_is_mps_alone() -> None:
 
 
 @pytest.mark.parametrize("change", [patch, lambda devices: patched(devices).__enter__()], ids=["patch", "patched"])
-@pytest.mark.parametrize("devices", [("cuda",), ("mps", "gpu"), ("",), "tpu"])
+@pytest.mark.parametrize("devices", [("xpu",), ("mps", "gpu"), ("",), "tpu"])
 def test_unknown_devices_are_named_and_nothing_changes(change: Callable[[Any], None], devices: Any) -> None:
     unknown = devices if isinstance(devices, str) else devices[-1]
     with pytest.raises(ValueError, match=rf"devices holds '{unknown}'; accepted are 'cpu', 'mps'"):
