@@ -152,6 +152,15 @@ def test_same_bits_for_every_layout(seed: int) -> None:
             assert torch.equal(softmax(view, dim), softmax(x, dim))
 
 
+def test_more_than_32_bits_of_address(seed: int) -> None:
+    far = 2**31 + 2**10
+    storage = torch.empty(2 * far, dtype=torch.float16)  # never touched but for the views
+    for shape, strides in (((2, 24), (far, 1)), ((24, 2), (1, far))):
+        view = storage.as_strided(shape, strides)
+        view.copy_(torch.randn(shape))
+        assert torch.equal(softmax(view, 1), softmax(view.contiguous(), 1))
+
+
 def test_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     monkeypatch.setattr(api, "_forward", lambda x, *_: seen.append(x))
