@@ -362,7 +362,7 @@ def test_default_is_mps_alone() -> None:
 @pytest.mark.parametrize("devices", [("xpu",), ("mps", "gpu"), ("",), "tpu"])
 def test_unknown_devices_are_named_and_nothing_changes(change: Callable[[Any], None], devices: Any) -> None:
     unknown = devices if isinstance(devices, str) else devices[-1]
-    with pytest.raises(ValueError, match=rf"devices holds '{unknown}'; accepted are 'cpu', 'mps'"):
+    with pytest.raises(ValueError, match=rf"devices holds '{unknown}'; accepted are 'cpu', 'cuda', 'mps'"):
         change(devices)
     assert dispatch_table() == UNPATCHED
 
