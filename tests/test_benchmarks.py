@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gpu
 import pytest
 import run
 from matplotlib import image
@@ -97,3 +98,16 @@ def test_bad_arguments_are_named(wrong: tuple[str, ...], capsys: pytest.CaptureF
         run.parse_arguments(["--op=attention", *wrong])
     assert stop.value.code == 2
     assert wrong[0].partition("=")[0] in capsys.readouterr().err
+
+
+def test_tokens_and_width_shape_the_problems() -> None:
+    sizes = ["--tokens", "16384", "--width", "2048", "--length", "512", "4096", "--head-dim", "64", "128"]
+    args = run.parse_arguments(["--op", "attention", "--device", "cuda", *sizes])
+    shapes = [(problem.batch, problem.heads, problem.length, problem.head_dim) for problem in run.problems(args)]
+    assert shapes == [(32, 32, 512, 64), (4, 32, 4096, 64), (32, 16, 512, 128), (4, 16, 4096, 128)]
+
+
+def test_the_committed_results_can_be_drawn(tmp_path: Path) -> None:
+    (lines,) = (Path(__file__).parent.parent / "docs" / "results").glob("*-attention.jsonl")
+    gpu.plot(lines, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
