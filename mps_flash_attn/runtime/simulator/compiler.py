@@ -33,6 +33,7 @@ _COMMON_FLAGS = (
     "-fPIC",
     "-fno-exceptions",
     "-fno-rtti",
+    "-fno-strict-aliasing",  # to Metal's compiler a vector may lie over anything, and kernels move memory as vectors
     "-ffp-contract=off",
     "-w",
     "-fstack-clash-protection",
