@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from mps_flash_attn import ops
+from mps_flash_attn import ops, source
 from mps_flash_attn.errors import CompilerNotFoundError, KernelCompileError, UnsupportedError
-from mps_flash_attn.launch import Capabilities, bind
+from mps_flash_attn.launch import Capabilities
+from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.attention import plan
 from mps_flash_attn.ops.attention.cases import Case
 from mps_flash_attn.ops.attention.expected import NAMES, exact, pytorch
-from mps_flash_attn.ops.attention.function import Causal, describe
+from mps_flash_attn.ops.attention.function import Causal, attention_backward, attention_forward, describe
 from mps_flash_attn.runtime import base, simulator
 from tests.tolerance import assert_accurate
 
@@ -165,23 +166,24 @@ def test_why_it_cannot_be_used_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_tiles_of_nvidia_gpus_give_the_same_on_the_simulator(dtype: torch.dtype, seed: int) -> None:
+def test_tiles_of_nvidia_gpus_give_the_same_on_the_simulator(
+    dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two row tiles a simdgroup, rows in threadgroup memory, two buffers: with a head size small enough for 32 KiB."""
-    case = Case(300, 270, 16, query_heads=4, key_heads=2, causal=Causal.TOP_LEFT)
-    inputs = case.inputs(dtype)
-    query, key, value, d_o = inputs.query, inputs.key, inputs.value, inputs.grad_out
-    out, dq, dk, dv = (torch.full_like(x, torch.nan) for x in (query, query, key, value))
-    lse, delta = (torch.full(query.shape[:3], torch.nan) for _ in range(2))
-    outputs = {"out": out, "grad_out": d_o, "dq": dq, "dk": dk, "dv": dv}
-    problem = describe(query, key, value, None, inputs.scale, int(case.causal), **outputs)
-    small = Capabilities(matrix_unit="mma")
-    launches = (plan.forward(problem, small), *plan.backward(problem, small, True))
-    assert dict(launches[0].defines)["ROW_TILES"] == 2
-    on_forward, on_delta, on_dq, on_dkv = (bind(launch, simulator) for launch in launches)
-    on_forward(query, key, value, query, out, lse)
-    on_delta(out, d_o, inputs.grad_lse, delta)
-    on_dq(query, key, value, query, d_o, lse, delta, dq)
-    on_dkv(query, key, value, query, d_o, lse, delta, dk, dv)
-    results = (out, lse, dq, dk, dv)
-    for name, actual, baseline, reference in zip(NAMES, results, pytorch(inputs), exact(inputs), strict=True):
+    texts = []
+    specialise = source.specialise
+    monkeypatch.setattr(source, "specialise", lambda path, defines: texts.append(defines) or specialise(path, defines))
+    monkeypatch.setattr(simulator, "CAPABILITIES", Capabilities(matrix_unit="mma"))
+    calls.forget()
+    inputs = Case(300, 270, 16, query_heads=4, key_heads=2, causal=Causal.TOP_LEFT).inputs(dtype)
+    arguments = (inputs.query, inputs.key, inputs.value, None, inputs.scale, int(inputs.causal))
+    try:
+        out, lse = attention_forward(*arguments)
+        gradients = attention_backward(inputs.grad_out, inputs.grad_lse, *arguments[:4], out, lse, *arguments[4:])
+    finally:
+        calls.forget()
+    assert {dict(defines).get("ROW_TILES") for defines in texts} >= {2}
+    for name, actual, baseline, reference in zip(
+        NAMES, (out, lse, *gradients), pytorch(inputs), exact(inputs), strict=True
+    ):
         assert_accurate(name, actual, baseline, reference)
