@@ -45,6 +45,8 @@ check-apple: $(INSTALLED)
 	    $(BIN)/python -m pytest -n 2 tests/apple --ignore tests/apple/metadata $(ARGS)
 	MPS_FLASH_ATTN_CHECK_APPLE=torch_mps OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest -n 2 tests/apple $(ARGS)
+	MPS_FLASH_ATTN_CHECK_APPLE=torch_mps OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -n 2 --runtime torch_mps tests/ops/test_attention.py $(ARGS)
 
 # The operations' tests with their tensors copied to the GPU, what only a GPU shows, and compute-sanitizer.
 check-gpu: $(INSTALLED)

@@ -16,6 +16,7 @@ import torch
 from mps_flash_attn import tune
 from mps_flash_attn.ops import calls
 from mps_flash_attn.runtime import base, simulator
+from tests import on_gpu
 
 # A first example compiles kernels, so no deadline; hypothesis prints the example and how to run it again.
 hypothesis.settings.register_profile("package", deadline=None, print_blob=True)
@@ -40,26 +41,29 @@ def seed() -> int:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--runtime",
-        choices=("simulator", "cuda"),
+        choices=("simulator", *on_gpu.RUNTIMES),
         default="simulator",
-        help="what computes the operations' tests; cuda copies their CPU tensors to an NVIDIA GPU and back",
+        help="what computes the operations' tests; others than the simulator copy their CPU tensors to a GPU and back",
     )
 
 
 def _on_gpu(config: pytest.Config) -> bool:
-    return bool(config.getoption("--runtime") == "cuda")
+    return bool(config.getoption("--runtime") != "simulator")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what the runtime at hand cannot do, each with its reason."""
     reason = base.why_not("cuda")
     no_gpu = pytest.mark.skip(reason=f"needs an NVIDIA GPU: {reason}")
-    no_simulator = pytest.mark.skip(reason="looks into the simulator, which --runtime cuda puts aside")
+    no_simulator = pytest.mark.skip(reason=_PUT_ASIDE)
     for item in items:
         if reason is not None and item.get_closest_marker("cuda"):
             item.add_marker(no_gpu)
         if _on_gpu(config) and _asks_simulator(item):
             item.add_marker(no_simulator)
+
+
+_PUT_ASIDE = "looks into the simulator, which --runtime puts aside"
 
 
 def _asks_simulator(item: pytest.Item) -> bool:
@@ -69,22 +73,23 @@ def _asks_simulator(item: pytest.Item) -> bool:
 
 
 def _no_simulator(*args: object, **options: object) -> NoReturn:
-    pytest.skip("looks into the simulator, which --runtime cuda puts aside")
+    pytest.skip(_PUT_ASIDE)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _runtime(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With ``--runtime cuda``, CPU tensors are computed on the GPU."""
+    """With ``--runtime``, CPU tensors are computed on a GPU."""
     if not _on_gpu(request.config):
         yield
         return
-    load = base.load
+    name = request.config.getoption("--runtime")
+    if os.environ.get("MPS_FLASH_ATTN_CHECK_APPLE") in ("metal", "torch_mps"):
+        importlib.import_module("tests.apple.mps").pretend(name)
+    gpu, load = on_gpu.OnGpu(name), base.load
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulator, "check", _no_simulator)
         patch.setattr(simulator, "profile", _no_simulator)
-        patch.setattr(
-            base, "load", lambda name: importlib.import_module("tests.on_gpu") if name == "simulator" else load(name)
-        )
+        patch.setattr(base, "load", lambda name: gpu if name == "simulator" else load(name))
         base.for_device.cache_clear()
         calls.forget()
         yield

@@ -23,7 +23,7 @@ from mps_flash_attn.runtime import simulator
 from .build import HERE, ROOT, shared_library
 from .metal import native
 
-__all__ = ["compile_shader", "free_storage", "limit_memory", "load", "load_metal"]
+__all__ = ["compile_shader", "free_storage", "limit_memory", "load", "load_metal", "pretend"]
 
 _HEADERS = HERE / "headers/linux"
 _DISPATCH = _HEADERS / "dispatch/dispatch.h"
@@ -64,6 +64,14 @@ def load_metal() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[name] = vars(mps_flash_attn)["_metal"] = module
+
+
+def pretend(runtime: str) -> None:
+    """Has ``metal`` or ``torch_mps`` work for the rest of the process."""
+    if runtime == "metal":
+        load_metal()
+    load()
+    vars(torch.mps)["compile_shader"] = compile_shader
 
 
 def limit_memory(bytes_: int = 2**63 - 1) -> None:
