@@ -142,30 +142,42 @@ def measure(problems: Sequence[Problem], repeat: int) -> list[dict[str, Any]]:
 
 
 def plot(lines: Path, file: Path) -> None:
-    """Draws TFLOP/s against the length from JSON lines of `measure`: a row a pass, a column a kind of problem."""
+    """Draws TFLOP/s against the length from JSON lines of `measure`: a row a dtype and pass, a column a D."""
     records = [json.loads(line) for line in lines.read_text().splitlines()]
-    panels = sorted({(r["dtype"], r["head_dim"], r["causal"]) for r in records}, key=lambda p: (p[0] == "float32", *p))
-    figure, grid = plt.subplots(2, len(panels), figsize=(3.2 * len(panels), 6), layout="constrained", squeeze=False)
-    colours = {"ours": "#fb8500", "FLASH": "#023047", "CUDNN": "#219ebc", "EFFICIENT": "#8ecae6", "MATH": "#adb5bd"}
-    for column, (dtype, head_dim, causal) in enumerate(panels):
-        for row, way in enumerate(("forward", "backward")):
-            axes = grid[row][column]
-            for name, colour in colours.items():
-                points = sorted(
-                    (r["length"], r[f"{way}_tflops"])
-                    for r in records
-                    if (r["dtype"], r["head_dim"], r["causal"], r["implementation"]) == (dtype, head_dim, causal, name)
-                    and r[f"{way}_tflops"]
-                )
-                if points:
-                    axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name)
-            axes.set_xscale("log", base=2)
-            axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_title(f"{way}, {dtype}, D {head_dim}{', causal' if causal else ''}", fontsize=8)
-    grid[1][0].set(xlabel="sequence length N", ylabel="TFLOP/s")
-    grid[0][0].legend(frameon=False, fontsize=7)
+    rows = [
+        (dtype, way)
+        for dtype in sorted({r["dtype"] for r in records}, key=lambda dtype: (dtype == "float32", dtype))
+        for way in ("forward", "backward")
+    ]
+    columns = sorted({(r["head_dim"], r["causal"]) for r in records})
+    figure, grid = plt.subplots(
+        len(rows), len(columns), figsize=(3 * len(columns), 2.4 * len(rows)), layout="constrained", squeeze=False
+    )
+    for (dtype, way), line in zip(rows, grid, strict=True):
+        for (head_dim, causal), axes in zip(columns, line, strict=True):
+            own = [r for r in records if (r["dtype"], r["head_dim"], r["causal"]) == (dtype, head_dim, causal)]
+            axes.set_visible(bool(own))
+            _draw(axes, own, f"{way}_tflops")
+            axes.set_title(f"{way}, {dtype}, D {head_dim}{', causal' if causal else ''}", fontsize=9)
+        line[0].set_ylabel("TFLOP/s")
+    for axes in grid[-1]:
+        axes.set_xlabel("sequence length N")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=90)
     plt.close(figure)
+
+
+_COLOURS = {"ours": "#fb8500", "FLASH": "#023047", "CUDNN": "#219ebc", "EFFICIENT": "#8ecae6", "MATH": "#adb5bd"}
+
+
+def _draw(axes: Any, records: Sequence[Mapping[str, Any]], figure: str) -> None:
+    """One panel: a line for each implementation."""
+    for name, colour in _COLOURS.items():
+        points = sorted((r["length"], r[figure]) for r in records if r["implementation"] == name and r[figure])
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
