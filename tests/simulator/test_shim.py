@@ -370,8 +370,9 @@ def test_deferred_products_equal_eager_ones(seed: int, tmp_path: Path, monkeypat
     compiler = compile_shader.__globals__["find_compiler"]()
     source, halves = torch.randint(-2, 3, (2, 1000)).float()
     halves = halves.half()
-    for number in range(4):
-        text = MatrixProgram(random.Random(seed + number)).source()
+    # In the first, lanes that wait early leave products whose chains began among those that were computed.
+    for number in (2061003598, seed, seed + 1, seed + 2):
+        text = MatrixProgram(random.Random(number)).source()
         results = []
         for flag in ("", " -DSIMT_EAGER"):
             monkeypatch.setenv("MPS_FLASH_ATTN_CXX", " ".join(compiler.command) + flag)

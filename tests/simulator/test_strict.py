@@ -526,4 +526,4 @@ def test_passes_the_projects_kernels(file: str) -> None:
     for text in texts:
         start = time.process_time()
         strict.check(text)
-        assert time.process_time() - start <= 0.5, "a kernel's strict parse takes half a second of one core at most"
+        assert time.process_time() - start <= 2, "a kernel's strict parse takes two seconds of one core at most"

@@ -47,7 +47,7 @@ struct ProductKind {
 struct alignas(64) Product {
     const ProductKind* kind;
     uint32_t chain;           // as in Waiting
-    int32_t line;             // of the Metal text, in a chain's first entry
+    int32_t line;             // of the Metal text; any entry may come to be the log's first, at whose line lanes wait
     Waiting* result[kLanes];  // in a chain's first entry: each lane's matrix
     alignas(64) char sum[kTileElements * sizeof(double)];
     alignas(64) char left[kTileElements * sizeof(double)];

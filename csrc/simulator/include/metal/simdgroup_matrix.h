@@ -187,8 +187,8 @@ SIMT_INLINE void defer_product(Matrix<D>& d, const Matrix<A>& a, const Matrix<B>
     if (d.chain == 0) {
         d.chain = log_size(thread) + 1;
         product->result[thread->lane] = &d;
-        product->line = line;
     }
+    product->line = line;
     product->kind = kind;
     product->chain = d.chain;
     thread->deferred_end = reinterpret_cast<char*>(product + 1);
