@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ELEMENTS", "accumulator", "accumulator_dtype", "wide_dtype"]
+from ..errors import UnsupportedError
+from ..launch import Capabilities
+
+__all__ = ["ELEMENTS", "accumulator", "accumulator_dtype", "refuse_dtype", "wide_dtype"]
 
 #: Metal's name of each floating-point dtype that kernels take; float64 is for the simulator alone.
 ELEMENTS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat", torch.float64: "double"}
@@ -28,3 +31,9 @@ def wide_dtype(tensor: Tensor, *, on_cpu: bool = False) -> torch.dtype:
     if autocasts and torch.is_autocast_enabled(device):
         return torch.promote_types(tensor.dtype, torch.float32)
     return tensor.dtype
+
+
+def refuse_dtype(dtype: torch.dtype, capabilities: Capabilities) -> None:
+    """Raises an `UnsupportedError` where the device has no kernels for a dtype."""
+    if dtype not in ELEMENTS or (dtype == torch.float64 and not capabilities.float64):
+        raise UnsupportedError(f"dtype {dtype} has no kernel on this device")

@@ -14,10 +14,9 @@ from ..errors import UnsupportedError
 from ..launch import Capabilities
 from ..source import Define
 from .calls import address
-from .dtypes import ELEMENTS
 from .strides import coalesce
 
-__all__ = ["MAX_RANK", "Operand", "Params", "Rows", "Team", "grid", "padded", "refuse_dtype", "share"]
+__all__ = ["MAX_RANK", "Operand", "Params", "Rows", "Team", "grid", "padded", "share"]
 
 #: Fields of a params struct.
 Params = dict[str, "int | float | Sequence[int]"]
@@ -203,9 +202,3 @@ def grid(count: int, team: Team) -> tuple[int, int, int]:
     if threads >= 2**32:
         raise UnsupportedError(f"{count} rows of {team.row_threads} threads each are more than a grid has")
     return threads, 1, 1
-
-
-def refuse_dtype(dtype: torch.dtype, capabilities: Capabilities) -> None:
-    """Raises an `UnsupportedError` where the device has no kernels for a dtype."""
-    if dtype not in ELEMENTS or (dtype == torch.float64 and not capabilities.float64):
-        raise UnsupportedError(f"dtype {dtype} has no kernel on this device")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -181,13 +181,6 @@ def test_operators_keep_pytorchs_rules(seed: int) -> None:
         torch.ops.mps_flash_attn.attention_backward.default,
         (torch.randn_like(out), None, query, key, value, None, out, lse, *rest),
     )
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -9,8 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,10 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mps_flash_attn import cli, folders, launch, tune
+from mps_flash_attn import cli, launch, tune
 from mps_flash_attn.errors import UnsupportedError
 from mps_flash_attn.launch import BoundLaunch, Launch, Runtime, bind
-from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.attention import function, plan, tuning
 from mps_flash_attn.ops.attention.cases import Case, Inputs, LayoutName, MaskName
 from mps_flash_attn.ops.attention.function import Causal
@@ -151,19 +149,6 @@ def test_refused_with_a_reason(changes: dict[str, Any], reason: str) -> None:
 
 READ_AGAIN = plan.Tiling(block=32, hold=plan.Hold.NOWHERE)
 KEY = Key("simulator", "attention_forward", "D64-causal-short-queries-short-keys", "float32")
-
-
-@pytest.fixture
-def own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A store of tilings for this test alone, and used; compiled kernels are those of all tests."""
-    compiled = folders.cache_root() / "simulator"
-    compiled.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "simulator").symlink_to(compiled)
-    monkeypatch.setenv(folders.CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.delenv(tune.VARIABLE, raising=False)
-    calls.forget()
-    yield
-    calls.forget()
 
 
 def causal_call(length: int = 30) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -152,13 +152,6 @@ def test_operators_keep_pytorchs_rules(seed: int, dtype: torch.dtype, layout: An
     torch.library.opcheck(
         torch.ops.mps_flash_attn.embedding_backward.default, (inputs.grad_output, inputs.input, 600, 2)
     )
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("fresh_compiler")

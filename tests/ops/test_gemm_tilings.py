@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-from mps_flash_attn import folders, launch, tune
+from mps_flash_attn import launch, tune
 from mps_flash_attn.launch import BoundLaunch, Launch, Runtime
-from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.gemm.function import gemm
 from mps_flash_attn.runtime import simulator
 from mps_flash_attn.tune import Choice, Key, Outcome, Subject
-
-
-@pytest.fixture
-def own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A store of tilings for this test alone, and used; compiled kernels are those of all tests."""
-    compiled = folders.cache_root() / "simulator"
-    compiled.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "simulator").symlink_to(compiled)
-    monkeypatch.setenv(folders.CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.delenv(tune.VARIABLE)
-    calls.forget()
-    yield
-    calls.forget()
 
 
 def deep() -> Subject:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import doctest
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -152,13 +152,6 @@ def test_operator_keeps_pytorchs_rules(angles: AnglesName, layout: Any, seed: in
     query, given = case.input(torch.bfloat16).requires_grad_(), case.arguments(case.positions(), torch.bfloat16)
     tensors = (given.get("positions"), given.get("cos"), given.get("sin"))
     torch.library.opcheck(torch.ops.mps_flash_attn.rope.default, (query, *tensors, 10000.0, 0, 4, False, False))
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -14,7 +14,7 @@ import torch
 from ...errors import UnsupportedError
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
-from ..dtypes import ELEMENTS, accumulator
+from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 
 __all__ = [
     "BACKWARD_DKV",
@@ -373,8 +373,7 @@ def _common_defines(problem: Problem) -> tuple[Define, ...]:
 def _refuse(problem: Problem, capabilities: Capabilities) -> None:
     if not 1 <= problem.head_size <= MAX_HEAD_SIZE:
         raise UnsupportedError(f"head size {problem.head_size} is not in 1..{MAX_HEAD_SIZE}")
-    if problem.dtype not in ELEMENTS or (problem.dtype == torch.float64 and not capabilities.float64):
-        raise UnsupportedError(f"dtype {problem.dtype} has no kernel on this device")
+    refuse_dtype(problem.dtype, capabilities)
     if max(problem.queries, problem.keys) >= 2**31 - 2**10:
         raise UnsupportedError(f"sequence lengths {problem.queries} and {problem.keys} do not fit in 32 bits")
 

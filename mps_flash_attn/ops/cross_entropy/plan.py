@@ -6,8 +6,8 @@ import functools
 from dataclasses import dataclass
 
 from ...launch import Capabilities, Launch, ParamStruct
-from ..dtypes import ELEMENTS, accumulator, accumulator_dtype
-from ..rows import Operand, Params, Rows, grid, refuse_dtype, share
+from ..dtypes import ELEMENTS, accumulator, accumulator_dtype, refuse_dtype
+from ..rows import Operand, Params, Rows, grid, share
 
 __all__ = ["Problem", "backward", "forward"]
 

@@ -12,7 +12,7 @@ import torch
 from ...errors import UnsupportedError
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
-from ..dtypes import ELEMENTS, accumulator
+from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 from ..strides import coalesce
 
 __all__ = ["ACTIVATIONS", "COMBINATIONS", "MAX_DIMS", "Operation", "Problem", "backward", "describe", "forward"]
@@ -127,8 +127,7 @@ def _filled(values: Sequence[int]) -> tuple[int, ...]:
 
 
 def _launch(name: str, problem: Problem, capabilities: Capabilities, defines: tuple[Define, ...]) -> Launch:
-    if problem.dtype == torch.float64 and not capabilities.float64:
-        raise UnsupportedError(f"dtype {problem.dtype} has no kernel on this device")
+    refuse_dtype(problem.dtype, capabilities)
     count, pack = math.prod(problem.sizes), _CHUNK_BYTES // problem.dtype.itemsize if problem.packed else 1
     threads = -(-count // pack)
     if threads >= 2**32:

@@ -11,7 +11,7 @@ import torch
 from ...errors import UnsupportedError
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
-from ..dtypes import ELEMENTS, accumulator
+from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 
 __all__ = ["INDICES", "MAX_RANK", "Problem", "Tokens", "backward", "blocks", "forward"]
 
@@ -79,8 +79,7 @@ def blocks(problem: Problem) -> int:
 
 
 def _refuse(problem: Problem, capabilities: Capabilities) -> None:
-    if problem.dtype not in ELEMENTS or (problem.dtype == torch.float64 and not capabilities.float64):
-        raise UnsupportedError(f"dtype {problem.dtype} has no kernel on this device")
+    refuse_dtype(problem.dtype, capabilities)
     if max(problem.tokens, problem.rows, problem.columns) >= 2**31 - 2**10:
         raise UnsupportedError(
             f"{problem.tokens} indices, {problem.rows} rows and {problem.columns} columns do not fit in 32 bits"

@@ -14,7 +14,7 @@ import torch
 from ...errors import UnsupportedError
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
-from ..dtypes import ELEMENTS, accumulator
+from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 from .activation import Activation
 
 __all__ = [
@@ -157,8 +157,7 @@ def _limit(problem: Problem, capabilities: Capabilities) -> int:
 
 
 def _refuse(problem: Problem, capabilities: Capabilities) -> None:
-    if problem.dtype not in ELEMENTS or (problem.dtype == torch.float64 and not capabilities.float64):
-        raise UnsupportedError(f"dtype {problem.dtype} has no kernel on this device")
+    refuse_dtype(problem.dtype, capabilities)
     if max(problem.rows, problem.columns, problem.depth) >= 2**31 - 2**10:
         raise UnsupportedError(
             f"sizes {problem.rows} x {problem.columns} x {problem.depth} of a product do not fit in 32 bits"
@@ -373,8 +372,7 @@ def backward_epilogue(problem: BackwardProblem, capabilities: Capabilities) -> P
     Raises:
         UnsupportedError: with the reason.
     """
-    if problem.dtype not in ELEMENTS or (problem.dtype == torch.float64 and not capabilities.float64):
-        raise UnsupportedError(f"dtype {problem.dtype} has no kernel on this device")
+    refuse_dtype(problem.dtype, capabilities)
     if max(problem.rows, problem.columns) >= 2**31 - 2**10:
         raise UnsupportedError(f"{problem.rows} rows and {problem.columns} columns do not fit in 32 bits")
     strips = -(-problem.columns // _LANES)

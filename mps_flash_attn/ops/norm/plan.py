@@ -10,7 +10,7 @@ import torch
 from ...errors import UnsupportedError
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
-from ..dtypes import ELEMENTS, accumulator
+from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 
 __all__ = ["MAX_RANK", "Problem", "backward", "forward", "parameter_blocks", "parameters"]
 
@@ -106,8 +106,8 @@ def _defines(problem: Problem) -> tuple[Define, ...]:
 
 
 def _refuse(problem: Problem, capabilities: Capabilities) -> None:
-    if torch.float64 in (problem.dtype, problem.parameter) and not capabilities.float64:
-        raise UnsupportedError(f"dtype {problem.dtype} has no kernel on this device")
+    for dtype in (problem.dtype, problem.parameter):
+        refuse_dtype(dtype, capabilities)
     if problem.columns >= 2**31 - 2**16 or problem.rows >= 2**32 // _LANES:
         raise UnsupportedError(f"{problem.rows} rows of {problem.columns} elements do not fit in the grid")
 

@@ -11,8 +11,8 @@ import torch
 
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
-from ..dtypes import ELEMENTS, accumulator_dtype
-from ..rows import Operand, Params, Rows, Team, grid, padded, refuse_dtype
+from ..dtypes import ELEMENTS, accumulator_dtype, refuse_dtype
+from ..rows import Operand, Params, Rows, Team, grid, padded
 
 __all__ = ["Operation", "Problem", "Reduction", "amax_backward", "reduction"]
 

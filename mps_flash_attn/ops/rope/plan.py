@@ -11,7 +11,7 @@ import torch
 
 from ...errors import UnsupportedError
 from ...launch import Capabilities, Launch, ParamStruct
-from ..dtypes import ELEMENTS, accumulator
+from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 
 __all__ = ["MAX_OUTER", "POSITIONS", "Angles", "Problem", "forward"]
 
@@ -68,8 +68,7 @@ class Problem:
 
 
 def _refuse(problem: Problem, capabilities: Capabilities) -> None:
-    if problem.dtype not in ELEMENTS or (problem.dtype == torch.float64 and not capabilities.float64):
-        raise UnsupportedError(f"dtype {problem.dtype} has no kernel on this device")
+    refuse_dtype(problem.dtype, capabilities)
     rows = math.prod(problem.outer) * problem.inner
     if max(problem.length, rows, problem.columns) >= 2**31:
         raise UnsupportedError(f"{rows} times {problem.length} rows of {problem.columns} do not fit in 32 bits")

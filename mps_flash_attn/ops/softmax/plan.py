@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ...launch import Capabilities, Launch, ParamStruct
-from ..dtypes import ELEMENTS, accumulator, accumulator_dtype
-from ..rows import Operand, Rows, Team, grid, refuse_dtype, share
+from ..dtypes import ELEMENTS, accumulator, accumulator_dtype, refuse_dtype
+from ..rows import Operand, Rows, Team, grid, share
 
 __all__ = ["Problem", "backward", "forward"]
 

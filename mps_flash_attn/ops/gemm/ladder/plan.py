@@ -12,7 +12,7 @@ import torch
 from ....errors import UnsupportedError
 from ....launch import Capabilities, Launch, ParamStruct
 from ....source import Define
-from ...dtypes import ELEMENTS, accumulator
+from ...dtypes import ELEMENTS, accumulator, refuse_dtype
 
 __all__ = ["RUNGS", "Kind", "Problem", "Rung", "Tiling", "launch", "tilings"]
 
@@ -110,8 +110,7 @@ class Problem:
 
 
 def _refuse(rung: Rung, problem: Problem, capabilities: Capabilities, tiling: Tiling) -> None:
-    if problem.dtype not in ELEMENTS or (problem.dtype == torch.float64 and not capabilities.float64):
-        raise UnsupportedError(f"dtype {problem.dtype} has no kernel on this device")
+    refuse_dtype(problem.dtype, capabilities)
     if max(problem.rows, problem.columns, problem.depth) >= 2**31 - 2**10:
         raise UnsupportedError(
             f"sizes {problem.rows} x {problem.columns} x {problem.depth} of a product do not fit in 32 bits"
