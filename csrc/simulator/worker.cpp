@@ -53,6 +53,7 @@ void Worker::make_startable(uint32_t threads) {
         Thread* const self = thread(index);
         Simdgroup& simdgroup = group_->simdgroup[index / kLanes];
         simdgroup.group = group_.get();
+        if (index % kLanes == 0) std::memset(logs_.begin() + index / kLanes * kDeferredBytes, 0, kDeferredBytes);
         std::memset(self, 0, sizeof(Thread));
         self->executor = &simdgroup;
         self->deferred = logs_.begin() + index / kLanes * kDeferredBytes;

@@ -157,6 +157,32 @@ ctypes.string_at(0)
     assert result.returncode == -11, result
 
 
+def test_faults_are_caught_after_another_library_took_the_signals() -> None:
+    script = """
+import ctypes, faulthandler, torch
+from mps_flash_attn.errors import KernelLaunchError
+from mps_flash_attn.runtime import simulator
+kernels = simulator.compile_shader(
+    "kernel void nothing(device float* y) {}"
+    "kernel void wild(device float* y, uint i [[thread_position_in_grid]]) { y[long(i + 1) << 44] = 1; }"
+)
+for take in (faulthandler.disable, faulthandler.enable):
+    kernels.nothing(torch.zeros(1))
+    take()
+    try:
+        kernels.wild(torch.zeros(1), threads=1)
+    except KernelLaunchError as error:
+        print(error)
+ctypes.string_at(0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.stdout.count("access to invalid memory") == 2, result
+    assert result.returncode == -11, result
+    assert "ctypes" in result.stderr, result
+
+
 def test_launches_from_several_python_threads() -> None:
     lib = simulator.compile_shader(SUM)
     failures: list[BaseException] = []

@@ -45,8 +45,8 @@ struct ProductKind {
 
 // One entry of the log. Products into the same matrix form a chain and are summed in the chain's first entry.
 struct alignas(64) Product {
-    const ProductKind* kind;
-    uint32_t chain;           // as in Waiting
+    const ProductKind* kind;  // null while no lane has noted the product; the executor clears an abandoned log
+    uint32_t chain;                   // as in Waiting
     int32_t line;             // of the Metal text; any entry may come to be the log's first, at whose line lanes wait
     Waiting* result[kLanes];  // in a chain's first entry: each lane's matrix
     alignas(64) char sum[kTileElements * sizeof(double)];
@@ -66,9 +66,6 @@ SIMT_INLINE void clear_log(Thread* thread) { thread->deferred_end = static_cast<
 SIMT_INLINE void start_log(Thread* thread) {
     clear_log(thread);
     thread->deferred_limit = reinterpret_cast<char*>(log_of(thread) + kMaxProducts);
-#if defined(SIMT_CHECKED)
-    for (uint32_t i = 0; i < kMaxProducts; ++i) log_of(thread)[i].kind = nullptr;  // of an abandoned launch
-#endif
 }
 
 template <class F>
@@ -138,8 +135,8 @@ SIMT_UNCHECKED inline void compute_products(void* const* slots, uint32_t arrived
 #if defined(SIMT_CHECKED)
     const Thread* const any = static_cast<const Thread*>(slots[__builtin_ctz(arrived)]);
     if (any->counters != nullptr) any->counters->matrix_products += size;
-    for (uint32_t i = 0; i < size; ++i) log[i].kind = nullptr;
 #endif
+    for (uint32_t i = 0; i < size; ++i) log[i].kind = nullptr;
     if (longest != size) {
         keep_rest(slots, arrived, log, size);
     } else {
@@ -149,13 +146,14 @@ SIMT_UNCHECKED inline void compute_products(void* const* slots, uint32_t arrived
 
 #if defined(SIMT_CHECKED)
 // A product must be the one that other lanes noted in its entry before: if it is not, this lane waits at its own line,
-// where no other lane will come.
-SIMT_INLINE void check_product(Product* product, const ProductKind* kind, int line) {
-    if (product->kind != nullptr && (product->kind != kind || product->line != line)) {
-        Thread* const thread = self();
+// where no other lane will come. `chain` is that of the matrix that is added to.
+SIMT_INLINE void check_product(const ProductKind* kind, uint32_t chain, int line) {
+    Thread* const thread = self();
+    const Product& other = *log_end(thread);
+    const uint32_t own_chain = chain != 0 ? chain : log_size(thread) + 1;
+    if (other.kind != nullptr && (other.kind != kind || other.chain != own_chain || other.line != line)) {
         thread->api->collective(thread, compute_products, thread, "simdgroup_multiply_accumulate", line);
     }
-    product->line = line;
 }
 #endif
 

@@ -177,13 +177,13 @@ SIMT_INLINE void defer_product(Matrix<D>& d, const Matrix<A>& a, const Matrix<B>
     Thread* const thread = own_thread();
     const metal::vec<A, 2> left = a.settled();
     const metal::vec<B, 2> right = b.settled();
+    const ProductKind* const kind = &ProductOf<D, A, B>::kind;
+#if defined(SIMT_CHECKED)
+    check_product(kind, d.chain, line);
+#endif
     Product* const product = log_end(thread);
     *reinterpret_cast<metal::vec<A, 2>*>(reinterpret_cast<A*>(product->left) + own_position()) = left;
     *reinterpret_cast<metal::vec<B, 2>*>(reinterpret_cast<B*>(product->right) + own_position()) = right;
-    const ProductKind* const kind = &ProductOf<D, A, B>::kind;
-#if defined(SIMT_CHECKED)
-    check_product(product, kind, line);
-#endif
     if (d.chain == 0) {
         d.chain = log_size(thread) + 1;
         product->result[thread->lane] = &d;
