@@ -46,7 +46,7 @@ struct ProductKind {
 // One entry of the log. Products into the same matrix form a chain and are summed in the chain's first entry.
 struct alignas(64) Product {
     const ProductKind* kind;  // null while no lane has noted the product; the executor clears an abandoned log
-    uint32_t chain;                   // as in Waiting
+    uint32_t chain;           // as in Waiting
     int32_t line;             // of the Metal text; any entry may come to be the log's first, at whose line lanes wait
     Waiting* result[kLanes];  // in a chain's first entry: each lane's matrix
     alignas(64) char sum[kTileElements * sizeof(double)];
