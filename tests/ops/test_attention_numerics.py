@@ -50,6 +50,17 @@ def test_row_that_sees_no_key_is_zero(dtype: torch.dtype, kind: str, seed: int) 
     assert all(x.isfinite().all() for x in (out, dq, dk, dv))
 
 
+@pytest.mark.parametrize("garbage", [torch.nan, torch.inf])
+def test_gradient_of_a_minus_infinite_lse_reaches_nothing(garbage: float, seed: int) -> None:
+    inputs = Case(40, 30, 40, causal=Causal.BOTTOM_RIGHT).inputs(torch.float32)
+    expected = everything(inputs)
+    inputs.grad_lse[:, :, :10] = garbage
+    for actual, before in zip(everything(inputs), expected, strict=True):
+        assert torch.equal(actual, before)
+    inputs.grad_lse[:, :, 10] = garbage
+    assert everything(inputs)[2][:, :, 10].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_reaches_the_rows_that_meet_it_and_no_other(dtype: torch.dtype, seed: int) -> None:
     inputs = Case(40, 40, 40, causal=Causal.TOP_LEFT).inputs(dtype)

@@ -116,7 +116,8 @@ def flash_attention(
 
     Returns:
         ``[..., Hq, Lq, D]`` in the dtype of `query` and, with `return_lse`, the natural logarithm of each row's sum of
-        exponentials, ``[..., Hq, Lq]``, float32 (float64 for float64). Both are differentiable, once.
+        exponentials, ``[..., Hq, Lq]``, float32 (float64 for float64). Both are differentiable, once; no gradient
+        flows through a log-sum-exp of ``-inf``.
 
     Raises:
         TypeError: an argument has the wrong type, or a tensor a dtype that attention has no meaning for.

@@ -260,7 +260,7 @@ def attention_backward(
     run_delta, run_dq, run_dkv = calls
     delta = launch.empty_like(lse, runtime)
     mask = query if attn_mask is None else attn_mask
-    run_delta(out, grad_out, lse if grad_lse is None else grad_lse, delta)
+    run_delta(out, grad_out, lse if grad_lse is None else grad_lse, lse, delta)
     read = (query, key, value, mask, *((query, query) if cos is None or sin is None else (cos, sin)))
     run_dq(*read, grad_out, lse, delta, dq)
     run_dkv(*read, grad_out, lse, delta, dk, dv)

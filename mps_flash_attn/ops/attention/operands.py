@@ -46,11 +46,11 @@ def operands(inputs: Inputs) -> dict[str, Operands]:
     )
     mask = inputs.query if inputs.attn_mask is None else inputs.attn_mask
     read = inputs.query, inputs.key, inputs.value, mask, *(inputs.query,) * 2  # in the place of tables
-    values = (x.reference.to(grad_lse.dtype) for x in (lse, delta))
-    read_backward = (*read, grad_out, *values)
+    exact_lse, exact_delta = (x.reference.to(grad_lse.dtype) for x in (lse, delta))
+    read_backward = (*read, grad_out, exact_lse, exact_delta)
     return {
         "attention_forward": (read, (out, lse)),
-        "attention_backward_delta": ((exact_out, grad_out, grad_lse), (delta,)),
+        "attention_backward_delta": ((exact_out, grad_out, grad_lse, exact_lse), (delta,)),
         "attention_backward_dq": (read_backward, (dq,)),
         "attention_backward_dkv": (read_backward, (dk, dv)),
     }
