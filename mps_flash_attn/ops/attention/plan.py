@@ -543,9 +543,9 @@ def _forward_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
 
 
 def _delta_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
-    rows, gradient = _heads(problem) * problem.queries, defines["LSE_GRADIENT"]
+    rows, values = _heads(problem) * problem.queries, 2 * defines["LSE_GRADIENT"]
     return Traffic(
-        read=rows * (2 * _row_bytes(problem) + 2 * gradient * _value_bytes(problem)), written=rows * _value_bytes(problem)
+        read=rows * (2 * _row_bytes(problem) + values * _value_bytes(problem)), written=rows * _value_bytes(problem)
     )
 
 
