@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from mps_flash_attn.launch import Capabilities
 from mps_flash_attn.ops.elementwise import plan
 from mps_flash_attn.ops.elementwise.cases import Case, Inputs
 from mps_flash_attn.ops.elementwise.expected import PYTORCH, exact, pytorch
+from mps_flash_attn.ops.rows import Operand
 from mps_flash_attn.runtime import simulator
 from tests.ops.barriers import barriers
 from tests.tolerance import assert_accurate
@@ -119,15 +121,47 @@ def test_broadcasting_and_layouts(
     check(Case(x, y, combine="mul", layout=layout, y_layout=y_layout), torch.float32)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("combine", ["add", "mul"])
+@pytest.mark.parametrize(("x", "y"), list(itertools.permutations(DTYPES, 2))[::2], ids=str)
+def test_dtypes_are_promoted(x: torch.dtype, y: torch.dtype, combine: str, seed: int) -> None:
+    for case in (
+        Case((9, 24), (9, 24), combine=combine, y_dtype=y),
+        Case((9, 24), (24,), combine=combine, y_dtype=y),  # the smaller one's gradient is summed before it is rounded
+        Case((9, 24), (), combine=combine, y_dtype=y),  # a number of any dtype leaves that of the tensor
+        Case((), (24,), combine=combine, y_dtype=y),
+        Case((3, 5), (3, 5), combine=combine, layout="sliced", y_layout="transposed", y_dtype=y),
+    ):
+        check(case, x)
+
+
+@pytest.mark.parametrize(("x", "y"), [(torch.float16, torch.float32), (torch.bfloat16, torch.float16)], ids=str)
+def test_gates_promote_dtypes(x: torch.dtype, y: torch.dtype, seed: int) -> None:
+    check(Case((9, 24), (9, 24), "silu", "mul", y_dtype=y), x)
+
+
+def test_float64_beside_smaller_dtypes(seed: int) -> None:
+    check(Case((9, 24), (24,), combine="mul", y_dtype=torch.float64), torch.float16)
+    check(Case((9, 24), (), combine="mul", y_dtype=torch.float64), torch.float16)
+
+
+def test_a_residual_under_autocast_keeps_its_dtype(seed: int) -> None:
+    residual, weight = torch.randn(5, 8, requires_grad=True), torch.randn(8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        branch = residual @ weight
+        assert branch.dtype == torch.bfloat16
+        out = add(residual, branch)
+    assert torch.equal(out, residual + branch)
+    assert out.dtype == torch.float32
+
+
 def test_more_dimensions_than_kernels_count_over(seed: int) -> None:
     shape = (2,) * 10
     x, y = torch.randn(shape), torch.randn(shape).permute(1, 0, 3, 2, 5, 4, 7, 6, 9, 8)
     x = x.permute(9, 7, 5, 3, 1, 0, 2, 4, 6, 8)
-    assert (
-        plan.describe(x.dtype, plan.Operation("identity", "mul"), shape, {"out": x.stride(), "y": y.stride()}, {})
-        is None
-    )
+    operands = {"out": Operand.of(x), "y": Operand.of(y)}
+    assert plan.describe(plan.Operation("identity", "mul"), shape, operands) is None
     assert torch.equal(mul(x, y), x * y)
+    assert torch.equal(mul(x, y.half()), x * y.half())
     leaves = [t.detach().requires_grad_() for t in (x, y)]
     gradients = torch.autograd.grad(mul(*leaves), leaves, grad := torch.randn(shape))
     assert all(map(torch.equal, gradients, (grad * y, grad * x)))
@@ -236,9 +270,15 @@ def test_contiguous_tensors_are_moved_in_packs(seed: int) -> None:
         silu(x)
     (record,) = counts.launches
     assert record.counters.device_bytes_read == record.counters.device_bytes_written == 4 * x.numel()
+    half = torch.randn(8, 1024).half().t()
+    with simulator.profile() as counts:
+        add(x, half)
+    (record,) = counts.launches
+    assert record.counters.device_bytes_read == 6 * x.numel()
+    assert record.counters.device_bytes_written == 4 * x.numel()
     for tensor, packed in ((x, True), (x[1:], False), (x[4:], True), (torch.randn(9, 9)[:, 1:], False)):
-        strides, addresses = {"x": tensor.stride(), "out": tensor.stride()}, {"x": tensor.data_ptr() % 16, "out": 0}
-        problem = plan.describe(x.dtype, plan.Operation("silu", "none"), tensor.shape, strides, addresses)
+        operands = {"x": Operand.of(tensor), "out": Operand(tensor.dtype, tensor.stride())}
+        problem = plan.describe(plan.Operation("silu", "none"), tensor.shape, operands)
         assert problem is not None
         assert problem.packed == packed
 
@@ -252,10 +292,11 @@ def test_results_lie_as_pytorchs_do(layout: str, seed: int) -> None:
 
 
 def test_plans_refuse_what_no_device_can_do() -> None:
-    operation, strides = plan.Operation("relu", "none"), (("x", (1,)), ("out", (1,)))
+    operation, half = plan.Operation("identity", "add"), Operand(torch.float16, (1,))
     for dtype, count in ((torch.float64, 8), (torch.float32, 2**32)):
+        operands = (("x", half), ("y", Operand(dtype, (1,))), ("out", half))
         with pytest.raises(UnsupportedError):
-            plan.forward(plan.Problem(dtype, operation, (count,), strides, packed=False), Capabilities())
+            plan.forward(plan.Problem(operation, (count,), operands, packed=False), Capabilities())
 
 
 def test_second_derivatives_are_refused(seed: int) -> None:
@@ -277,10 +318,12 @@ def test_operators_keep_pytorchs_rules(layout: str, seed: int) -> None:
     x, y = inputs.x.detach().requires_grad_(), inputs.y.requires_grad_()  # type: ignore[union-attr]
     torch.library.opcheck(operators.elementwise.default, (x, y, None, "identity", "mul"))
     torch.library.opcheck(operators.elementwise.default, (x, None, 2.0, "identity", "mul"))
-    torch.library.opcheck(operators.elementwise.default, (x, y, None, "identity", "add"))
+    torch.library.opcheck(operators.elementwise.default, (x, y.half(), None, "identity", "add"))
     arguments = (inputs.grad, x.detach(), y.detach(), None, "identity", "mul")
     torch.library.opcheck(operators.elementwise_backward.default, (*arguments, True, True))
     torch.library.opcheck(operators.elementwise_backward.default, (*arguments, False, True))
+    mixed = (inputs.grad, x.detach(), y.detach().half(), None, "identity", "mul", True, True)
+    torch.library.opcheck(operators.elementwise_backward.default, mixed)
     torch.library.opcheck(operators.gate_halves.default, (x, "silu"))
     torch.library.opcheck(operators.gate_halves_backward.default, (inputs.grad[:, 2:], x.detach(), "silu"))
 
@@ -305,6 +348,8 @@ def test_compiles_as_one_graph(seed: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_no_finding(dtype: torch.dtype, seed: int) -> None:
     cases = [Case((9, 24), (24,), combine="add"), Case((5, 37), (5, 37), "gelu", "mul", layout="sliced")]
+    if dtype != torch.float32:
+        cases += [Case((9, 24), (24,), combine="mul", y_dtype=torch.float32)]
     if dtype == torch.float32:
         cases += [Case((1003,), activation="gelu"), Case((3, 4, 8), (4, 1), combine="mul", layout="transposed")]
     with simulator.check():
@@ -328,7 +373,7 @@ X = torch.zeros(2, 3)
         (lambda: add(X, "1"), TypeError, "other is a str; accepted are a Tensor and a number"),
         (lambda: mul(X, True), TypeError, "other is a bool; accepted are a Tensor and a number"),
         (lambda: mul(X, torch.inf), ValueError, "other is inf; accepted are finite numbers"),
-        (lambda: add(X, X.half()), TypeError, "other has dtype torch.float16 and input torch.float32"),
+        (lambda: add(X, X.int()), TypeError, "other has dtype torch.int32; accepted are float32"),
         (lambda: add(X, X.to("meta")), ValueError, "other is on meta and input on cpu"),
         (
             lambda: add(X, torch.zeros(2)),
@@ -342,16 +387,20 @@ X = torch.zeros(2, 3)
         (lambda: swiglu(torch.tensor(1.0)), ValueError, "gate has shape (); accepted without up"),
         (lambda: swiglu(X, 2.0), TypeError, "up is a float; accepted is a Tensor"),
         (lambda: relu_squared_glu(X, X[0]), ValueError, "up has shape (3,); accepted is that of gate, (2, 3)"),
-        (lambda: geglu(X, X.double()), TypeError, "up has dtype torch.float64 and gate torch.float32"),
+        (lambda: geglu(X, X.to("meta")), ValueError, "up is on meta and gate on cpu"),
         (lambda: operators.elementwise(X, X, 1.0, "relu", "mul"), ValueError, "accepted is one of y and number"),
         (lambda: operators.elementwise(X, None, None, "tan", "none"), ValueError, "activation is 'tan'; accepted"),
         (lambda: operators.elementwise(X, X, None, "relu", "pow"), ValueError, "combine is 'pow'; accepted"),
-        (lambda: operators.elementwise(X, X.half(), None, "relu", "mul"), TypeError, "y is torch.float16 on cpu"),
         (lambda: operators.gate_halves(X, "silu"), ValueError, "x has shape (2, 3); accepted is an even last size"),
         (
             lambda: operators.elementwise_backward(X[0], X, None, None, "relu", "none", True, False),
             ValueError,
             "grad is torch.float32 of shape (3,); accepted",
+        ),
+        (
+            lambda: operators.elementwise_backward(X.half(), X.half(), X, None, "relu", "mul", True, False),
+            ValueError,
+            "grad is torch.float16 of shape (2, 3); accepted is torch.float32 of (2, 3)",
         ),
         (
             lambda: operators.elementwise_backward(X, X, None, None, "relu", "none", True, True),

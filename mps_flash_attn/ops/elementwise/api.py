@@ -22,19 +22,21 @@ def add(input: Tensor, other: Tensor | float) -> Tensor:
 
     Args:
         input: float32, float16, bfloat16, or float64 on the simulator; any shape and strides, read where it lies.
-        other: a tensor of the same dtype that broadcasts against `input`, or a finite number.
+        other: a tensor that broadcasts against `input`, in any of those dtypes, or a finite number.
 
     Returns:
-        A tensor of the broadcast shape and that dtype, differentiable once. A broadcast operand's gradient is summed.
+        A tensor of the broadcast shape in the dtype of :func:`torch.result_type`, differentiable once. Each operand is
+        read in its own dtype and gets its gradient in it; that of one that was broadcast is summed.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype. Unlike PyTorch, dtypes are not promoted.
+        TypeError: an argument has the wrong type or dtype.
         ValueError: shapes that do not broadcast, two devices, a number that is not finite.
         UnsupportedError: second derivatives of what is not linear, forward-mode differentiation, ``torch.func``
             gradients. It is a ``ValueError``.
 
     Autocast:
-        None of the elementwise functions changes a dtype under autocast: as in PyTorch.
+        None of the elementwise functions changes a dtype under autocast: as in PyTorch. A residual in float32 and what
+        autocast made of it in float16 give float32.
 
     Example:
         >>> import torch
@@ -90,10 +92,10 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
 
     Args:
         gate: ``[..., n]``, dtypes as for `add`; without `up`, ``[..., 2 n]``: the gate and then what it is applied to.
-        up: with the shape, dtype and device of `gate`.
+        up: with the shape and device of `gate`, in any of those dtypes.
 
     Returns:
-        ``[..., n]``, differentiable once.
+        ``[..., n]`` in the dtype that PyTorch promotes them to, differentiable once.
 
     Raises:
         TypeError, ValueError, UnsupportedError: as for `add`; also an odd last size without `up`.
@@ -130,7 +132,7 @@ def _binary(input: Tensor, other: Tensor | float, combine: str) -> Tensor:
             raise TypeError(f"other is a {type(other).__name__}; accepted are a Tensor and a number")
         return elementwise(input, None, require_number("other", other), "identity", combine)
     require_tensor("other", other)
-    require_match("other", other, "input", input)
+    require_match("other", other, "input", input, dtype=False)
     try:
         torch.broadcast_shapes(input.shape, other.shape)
     except RuntimeError as error:
@@ -149,7 +151,7 @@ def _gate(gate: Tensor, up: Tensor | None, activation: str) -> Tensor:
     _require_first("gate", gate)
     if up is not None:
         require_tensor("up", up)
-        require_match("up", up, "gate", gate)
+        require_match("up", up, "gate", gate, dtype=False)
         require_shape("up", up, tuple(gate.shape), "that of gate")
         return elementwise(gate, up, None, activation, "mul")
     if gate.dim() == 0 or gate.shape[-1] % 2:

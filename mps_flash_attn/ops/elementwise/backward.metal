@@ -6,9 +6,9 @@
 #include "ops/elementwise/elements.h"
 #include "ops/elementwise/operation.h"
 
-kernel void elementwise_backward(const device element* grad [[buffer(0)]], const device element* x [[buffer(1)]],
-                                 const device element* y [[buffer(2)]], device element* dy [[buffer(3)]],
-                                 device element* dx [[buffer(4)]], constant ElementwiseArgs& args [[buffer(5)]],
+kernel void elementwise_backward(const device element* grad [[buffer(0)]], const device element_x* x [[buffer(1)]],
+                                 const device element_y* y [[buffer(2)]], device element_dy* dy [[buffer(3)]],
+                                 device element_dx* dx [[buffer(4)]], constant ElementwiseArgs& args [[buffer(5)]],
                                  uint position [[thread_position_in_grid]]) {
     Elements elements;
     elements.start(args, position);

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...launch import Capabilities, Launch
+from ..rows import Operand
 from . import plan
 from .plan import Operation
 
@@ -38,6 +39,7 @@ class Case:
 
     Attributes:
         y: shape of a tensor, or a number, or nothing.
+        y_dtype: of ``y``, if another than that of ``x``.
         layout: of ``x`` and of the gradient; ``y_layout`` of ``y``.
         scale: of the normally distributed values of ``x``.
     """
@@ -49,18 +51,20 @@ class Case:
     layout: LayoutName = "contiguous"
     y_layout: LayoutName = "contiguous"
     scale: float = 3.0
+    y_dtype: torch.dtype | None = None
 
     def inputs(self, dtype: torch.dtype) -> Inputs:
         """Random tensors from PyTorch's generator, on the CPU."""
-        shape = self.x
+        shape, result = self.x, dtype
+        x = _tensor(self.x, self.layout, dtype, self.scale)
         y: Tensor | float | None
         if isinstance(self.y, tuple):
             shape = tuple(torch.broadcast_shapes(self.x, self.y))
-            y = _tensor(self.y, self.y_layout, dtype)
+            y = _tensor(self.y, self.y_layout, self.y_dtype or dtype)
+            result = torch.result_type(x, y)
         else:
             y = self.y
-        x, grad = _tensor(self.x, self.layout, dtype, self.scale), _tensor(shape, self.layout, dtype)
-        return Inputs(x, y, self.activation, self.combine, grad)
+        return Inputs(x, y, self.activation, self.combine, _tensor(shape, self.layout, result))
 
 
 def _tensor(shape: tuple[int, ...], layout: LayoutName, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
@@ -78,7 +82,6 @@ def _tensor(shape: tuple[int, ...], layout: LayoutName, dtype: torch.dtype, scal
 def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
     """Launches that between them take every branch of the kernels' preprocessor, in each dtype that Metal has."""
     capabilities = capabilities or Capabilities()
-    row = (64, 1)
     for dtype, (activation, combine, number, packed) in itertools.product(
         (torch.float32, torch.float16, torch.bfloat16),
         (
@@ -92,10 +95,10 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
         ),
     ):
         operation = Operation(activation, combine, number)
-        second = combine != "none" and number is None
-        operands = {"x": row, "out": row, **({"y": row} if second else {})}
-        problem = plan.Problem(dtype, operation, (8, 32), tuple(operands.items()), packed)
-        yield plan.forward(problem, capabilities)
+        second, row = combine != "none" and number is None, Operand(dtype, (64, 1))
+        other = Operand(torch.float32, (64, 1)) if activation == "silu" else row
+        operands = {"x": row, "out": other, **({"y": other} if second else {})}
+        yield plan.forward(plan.Problem(operation, (8, 32), tuple(operands.items()), packed), capabilities)
         for wanted in (("dx",), ("dx", "dy"), ("dy",)) if second else (("dx",),):
-            gradients = tuple({**operands, **dict.fromkeys(wanted, row)}.items())
-            yield plan.backward(plan.Problem(dtype, operation, (8, 32), gradients, packed), capabilities)
+            gradients = tuple({**operands, **{name: other if name == "dy" else row for name in wanted}}.items())
+            yield plan.backward(plan.Problem(operation, (8, 32), gradients, packed), capabilities)

@@ -4,7 +4,7 @@
 #include "ops/elementwise/elements.h"
 #include "ops/elementwise/operation.h"
 
-kernel void elementwise_forward(const device element* x [[buffer(0)]], const device element* y [[buffer(1)]],
+kernel void elementwise_forward(const device element_x* x [[buffer(0)]], const device element_y* y [[buffer(1)]],
                                 device element* out [[buffer(2)]], constant ElementwiseArgs& args [[buffer(3)]],
                                 uint position [[thread_position_in_grid]]) {
     Elements elements;

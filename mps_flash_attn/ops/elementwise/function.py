@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ... import launch
 from ...runtime.base import for_device
-from ..calls import PreparedCalls, address, geometry
+from ..calls import PreparedCalls, geometry
 from ..checks import refuse_second_derivatives
 from ..reduction.function import sum_
+from ..rows import Operand
 from . import plan
 from .plan import Operation
 
@@ -27,24 +28,20 @@ _Call = Callable[["dict[str, Tensor]"], None]
 
 _calls = PreparedCalls[_Call]()
 
-#: Buffers of each kernel; where a tensor is missing, the one it is not told from stands in and is left alone.
-_BUFFERS = {
-    "forward": (("x", "x"), ("y", "x"), ("out", "out")),
-    "backward": (("out", "out"), ("x", "x"), ("y", "x"), ("dy", "dx"), ("dx", "dy")),
-}
+#: Buffers of each kernel.
+_BUFFERS = {"forward": ("x", "y", "out"), "backward": ("out", "x", "y", "dy", "dx")}
 _PLANS = {"forward": plan.forward, "backward": plan.backward}
 
 
 def describe(operation: Operation, shape: torch.Size, tensors: dict[str, Tensor]) -> plan.Problem | None:
     """The problem of a launch on ``x y out dx dy``, those that there are; ``None`` if it takes too many dimensions."""
-    strides = {name: tensor.expand(shape).stride() for name, tensor in tensors.items()}
-    addresses = {name: address(tensor) for name, tensor in tensors.items()}
-    return plan.describe(tensors["x"].dtype, operation, shape, strides, addresses)
+    operands = {name: Operand.of(tensor.expand(shape)) for name, tensor in tensors.items()}
+    return plan.describe(operation, shape, operands)
 
 
 def buffers(kernel: str, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """A kernel's tensors in the order of its buffers."""
-    return tuple(tensors[name if name in tensors else other] for name, other in _BUFFERS[kernel])
+    return tuple(tensors[name if name in tensors else plan.STAND_INS[name]] for name in _BUFFERS[kernel])
 
 
 def _prepare(kernel: str, operation: Operation, shape: torch.Size, tensors: dict[str, Tensor]) -> _Call:
@@ -63,7 +60,7 @@ def _prepare_copies(kernel: str, operation: Operation, shape: torch.Size) -> _Ca
         layout = tensors["dx" if "dx" in tensors else "dy" if "dy" in tensors else "out"]
         results = {"dx", "dy"} if kernel == "backward" else {"out"}
         copies = {
-            name: tensor if name in results else torch.empty_like(layout).copy_(tensor)
+            name: tensor if name in results else torch.empty_like(layout, dtype=tensor.dtype).copy_(tensor)
             for name, tensor in tensors.items()
         }
         _run(kernel, operation, shape, **copies)
@@ -91,26 +88,38 @@ def _require(x: Tensor, y: Tensor | None, number: float | None, activation: str,
         raise ValueError(f"combine is {combine!r}; accepted are {list(plan.COMBINATIONS)}")
     if (y is not None) + (number is not None) != (combine != "none"):
         raise ValueError(f"combine is {combine!r}; accepted is one of y and number, and neither for 'none'")
-    if y is not None and (y.dtype != x.dtype or y.device != x.device):
-        raise TypeError(f"y is {y.dtype} on {y.device}; accepted is x's {x.dtype} on {x.device}")
+    if y is not None and y.device != x.device:
+        raise ValueError(f"y is on {y.device}; accepted is x's {x.device}")
 
 
 def _shape(x: Tensor, y: Tensor | None) -> torch.Size:
     return x.shape if y is None else torch.broadcast_shapes(x.shape, y.shape)
 
 
+def _dtype(x: Tensor, y: Tensor | None) -> torch.dtype:
+    """The result's, by PyTorch's rules of promotion."""
+    return x.dtype if y is None else torch.result_type(x, y)
+
+
 def _empty(x: Tensor, y: Tensor | None) -> Tensor:
     """A result: it lies in memory as the first operand of its shape does."""
-    shape = _shape(x, y)
+    shape, dtype = _shape(x, y), _dtype(x, y)
     for operand in (x, y):
         if operand is not None and operand.shape == shape:
-            return torch.empty_like(operand)
-    return x.new_empty(shape)
+            return torch.empty_like(operand, dtype=dtype)
+    return x.new_empty(shape, dtype=dtype)
 
 
-def _new(x: Tensor, y: Tensor | None) -> Tensor:
-    """The same, filled with NaN while the runtime checks."""
-    return launch.empty_like(_empty(x, y), for_device(x.device.type))
+def _empty_gradients(x: Tensor, y: Tensor | None, wanted: tuple[bool, bool]) -> list[Tensor]:
+    """Gradients of `x` and `y` before sums; one that is yet to be summed loses no digits that its operand has."""
+    result, gradients = _empty(x, y), []
+    for operand, want in zip((x, y), wanted, strict=True):
+        if operand is None or not want:
+            gradients.append(x.new_empty(0))
+        else:
+            summed = torch.promote_types(operand.dtype, result.dtype)
+            gradients.append(torch.empty_like(result, dtype=operand.dtype if operand.shape == result.shape else summed))
+    return gradients
 
 
 @torch.library.custom_op("mps_flash_attn::elementwise", mutates_args=())
@@ -118,7 +127,7 @@ def elementwise(x: Tensor, y: Tensor | None, number: float | None, activation: s
     """``combine(activation(x), y or number)`` for each element.
 
     Args:
-        x, y: broadcast against each other; one dtype.
+        x, y: broadcast against each other; the result's dtype is :func:`torch.result_type` of them.
         number: the second operand where it is not a tensor.
         activation: a key of `plan.ACTIVATIONS`.
         combine: a key of `plan.COMBINATIONS`; ``"none"`` takes no second operand.
@@ -128,7 +137,7 @@ def elementwise(x: Tensor, y: Tensor | None, number: float | None, activation: s
         UnsupportedError: a problem that no plan serves.
     """
     _require(x, y, number, activation, combine)
-    out = _new(x, y)
+    out = launch.empty_like(_empty(x, y), for_device(x.device.type))
     _run("forward", Operation(activation, combine, number), out.shape, x=x, y=y, out=out)
     return out
 
@@ -147,15 +156,17 @@ def elementwise_backward(
     """Gradients of `elementwise` with respect to ``x`` and ``y`` from the result's, before sums over broadcast dims.
 
     Returns:
-        Two tensors of the shape of the result; one that is not wanted has no elements.
+        Two tensors of the shape of the result, in the dtype of the operand or, where that was broadcast, in the one
+        that it and the result promote to; one that is not wanted has no elements.
     """
     _require(x, y, number, activation, combine)
-    shape = _shape(x, y)
-    if grad.shape != shape or grad.dtype != x.dtype or grad.device != x.device:
-        raise ValueError(f"grad is {grad.dtype} of shape {tuple(grad.shape)}; accepted is {x.dtype} of {tuple(shape)}")
+    shape, dtype = _shape(x, y), _dtype(x, y)
+    if grad.shape != shape or grad.dtype != dtype or grad.device != x.device:
+        raise ValueError(f"grad is {grad.dtype} of shape {tuple(grad.shape)}; accepted is {dtype} of {tuple(shape)}")
     if y_wanted and y is None:
         raise ValueError("y_wanted is True; accepted is False where there is no y")
-    dx, dy = (_new(x, y) if wanted else x.new_empty(0) for wanted in (x_wanted, y_wanted))
+    runtime = for_device(x.device.type)
+    dx, dy = (launch.empty_like(gradient, runtime) for gradient in _empty_gradients(x, y, (x_wanted, y_wanted)))
     if x_wanted or y_wanted:
         wanted = {name: tensor for name, tensor, want in (("dx", dx, x_wanted), ("dy", dy, y_wanted)) if want}
         _run("backward", Operation(activation, combine, number), shape, out=grad, x=x, y=y, **wanted)
@@ -213,7 +224,7 @@ def _(
     x_wanted: bool,
     y_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    dx, dy = (_empty(x, y) if wanted else x.new_empty(0) for wanted in (x_wanted, y_wanted))
+    dx, dy = _empty_gradients(x, y, (x_wanted, y_wanted))
     return dx, dy
 
 
@@ -227,16 +238,17 @@ def _(grad: Tensor, x: Tensor, activation: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _sum_to(shape: torch.Size, gradient: Tensor) -> Tensor:
-    """The gradient of an operand of this shape from that of its broadcast form."""
+def _sum_to(operand: tuple[torch.Size, torch.dtype], gradient: Tensor) -> Tensor:
+    """The gradient of an operand of this shape and dtype from that of its broadcast form."""
+    shape, dtype = operand
     added = gradient.dim() - len(shape)
     dims = [*range(added), *(added + dim for dim, size in enumerate(shape) if size != gradient.shape[added + dim])]
-    return sum_(gradient, dims, True, gradient.dtype).view(shape) if dims else gradient
+    return sum_(gradient, dims, True, dtype).view(shape) if dims else gradient.to(dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, y, ctx.number, ctx.activation, ctx.combine = inputs
-    ctx.shapes = x.shape, None if y is None else y.shape
+    ctx.operands = tuple(operand if operand is None else (operand.shape, operand.dtype) for operand in (x, y))
     if ctx.combine == "add" and ctx.activation == "identity":
         x = y = None  # the gradients do not depend on them
     elif ctx.number is not None and ctx.activation == "identity":
@@ -257,10 +269,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dx, dy = torch.ops.mps_flash_attn.elementwise(grad, None, ctx.number, "identity", "mul"), None
     else:
         dx = dy = grad
-    x_shape, y_shape = ctx.shapes
+    of_x, of_y = ctx.operands
     return (
-        _sum_to(x_shape, dx) if x_wanted and dx is not None else None,
-        _sum_to(y_shape, dy) if y_wanted and dy is not None else None,
+        _sum_to(of_x, dx) if x_wanted and dx is not None else None,
+        _sum_to(of_y, dy) if y_wanted and dy is not None else None,
         *(None,) * 3,
     )
 

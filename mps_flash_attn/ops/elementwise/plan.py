@@ -5,17 +5,28 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...errors import UnsupportedError
 from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
-from ..dtypes import ELEMENTS, accumulator, refuse_dtype
+from ..dtypes import ELEMENTS, refuse_dtype
+from ..rows import Operand
 from ..strides import coalesce
 
-__all__ = ["ACTIVATIONS", "COMBINATIONS", "MAX_DIMS", "Operation", "Problem", "backward", "describe", "forward"]
+__all__ = [
+    "ACTIVATIONS",
+    "COMBINATIONS",
+    "MAX_DIMS",
+    "STAND_INS",
+    "Operation",
+    "Problem",
+    "backward",
+    "describe",
+    "forward",
+]
 
 #: Dimensions that elements may be counted over, once those that follow each other in memory are one.
 MAX_DIMS = 8
@@ -31,6 +42,8 @@ ACTIVATIONS = {
     "silu": "Silu",
 }
 COMBINATIONS = {"none": "None", "add": "Add", "mul": "Multiply"}
+#: The tensor in whose place a kernel gets another, which it is told to leave alone, where there is none.
+STAND_INS = {"y": "x", "dx": "dy", "dy": "dx"}
 
 _FOLDER = "ops/elementwise"
 _CHUNK_BYTES = 16  # what a lane moves at once
@@ -59,58 +72,73 @@ class Problem:
 
     Attributes:
         sizes: the dimensions that elements are counted over, as many as a kernel is made for.
-        strides: names and strides over ``sizes``, of those among ``x y out dx dy`` that there are.
-        packed: elements are moved 16 bytes at a time.
+        operands: those among ``x y out dx dy`` that there are, with strides over ``sizes``. In the backward pass
+            ``out`` is the result's gradient.
+        packed: elements are moved 16 bytes or more at a time.
     """
 
-    dtype: torch.dtype
     operation: Operation
     sizes: tuple[int, ...]
-    strides: tuple[tuple[str, tuple[int, ...]], ...]
+    operands: tuple[tuple[str, Operand], ...]
     packed: bool
 
+    def dtype(self, name: str) -> torch.dtype:
+        """What a buffer holds: this tensor or, where there is none, another."""
+        operands = dict(self.operands)
+        return (operands.get(name) or operands.get(STAND_INS[name]) or operands["out"]).dtype
+
+    @property
+    def number(self) -> torch.dtype:
+        """What is computed in: float64 where any tensor holds that, else float32."""
+        double = any(operand.dtype == torch.float64 for _, operand in self.operands)
+        return torch.float64 if double else torch.float32
+
+    @property
+    def pack(self) -> int:
+        """Elements that a thread takes."""
+        return _pack(operand for _, operand in self.operands) if self.packed else 1
+
     def has(self, name: str) -> bool:
-        return name in dict(self.strides)
+        return name in dict(self.operands)
 
 
-def describe(
-    dtype: torch.dtype,
-    operation: Operation,
-    shape: Sequence[int],
-    strides: Mapping[str, Sequence[int]],
-    addresses: Mapping[str, int],
-) -> Problem | None:
+def describe(operation: Operation, shape: Sequence[int], operands: Mapping[str, Operand]) -> Problem | None:
     """The problem of a launch; ``None`` if it takes more than `MAX_DIMS` dimensions.
 
     Args:
         shape: of the result.
-        strides: of each of ``x y out dx dy`` that there is, over ``shape``, 0 where it is broadcast. In the backward
-            pass ``out`` is the result's gradient.
-        addresses: of each tensor, modulo 16 bytes.
+        operands: each of ``x y out dx dy`` that there is, with strides over ``shape``, 0 where it is broadcast.
     """
     # Elements are independent, so they are counted in the order in which results lie in memory.
-    written = _written(strides)
-    order = sorted(range(len(shape)), key=lambda dim: -strides[written[0]][dim])
-    sizes, merged = coalesce([shape[dim] for dim in order], *([s[dim] for dim in order] for s in strides.values()))
+    first = operands[_written(operands)[0]]
+    order = sorted(range(len(shape)), key=lambda dim: -first.strides[dim])
+    every = ([operand.strides[dim] for dim in order] for operand in operands.values())
+    sizes, merged = coalesce([shape[dim] for dim in order], *every)
     if len(sizes) > MAX_DIMS:
         return None
     missing = next(dims for dims in _DIMS if len(sizes) <= dims) - len(sizes)
     sizes = (*(1,) * missing, *sizes)
-    padded = {name: (*(0,) * missing, *own) for name, own in zip(strides, merged, strict=True)}
-    return Problem(dtype, operation, sizes, tuple(padded.items()), _may_pack(dtype, sizes, padded, addresses))
+    padded = {
+        name: replace(operand, strides=(*(0,) * missing, *own))
+        for (name, operand), own in zip(operands.items(), merged, strict=True)
+    }
+    return Problem(operation, sizes, tuple(padded.items()), _may_pack(sizes, padded))
 
 
-def _may_pack(
-    dtype: torch.dtype, sizes: Sequence[int], strides: Mapping[str, Sequence[int]], addresses: Mapping[str, int]
-) -> bool:
+def _pack(operands: Iterable[Operand]) -> int:
+    """Elements of a pack: 16 bytes of the smallest."""
+    return _CHUNK_BYTES // min(operand.dtype.itemsize for operand in operands)
+
+
+def _may_pack(sizes: Sequence[int], operands: Mapping[str, Operand]) -> bool:
     """Whether every pack lies in one row, and is aligned in the tensors where its elements are neighbours."""
-    pack = _CHUNK_BYTES // dtype.itemsize
+    pack = _pack(operands.values())
     rows = [dim for dim in range(len(sizes) - 1) if sizes[dim] > 1]
     if rows and sizes[-1] % pack:
         return False
-    neighbours = [name for name, own in strides.items() if own[-1] == 1]
-    aligned = (addresses[name] == 0 and all(strides[name][dim] % pack == 0 for dim in rows) for name in neighbours)
-    return set(_written(strides)) <= set(neighbours) and all(aligned)
+    neighbours = {name: operand for name, operand in operands.items() if operand.strides[-1] == 1}
+    aligned = (x.address == 0 and all(x.strides[dim] % pack == 0 for dim in rows) for x in neighbours.values())
+    return set(_written(operands)) <= neighbours.keys() and all(aligned)
 
 
 def _written(names: Iterable[str]) -> list[str]:
@@ -127,19 +155,22 @@ def _filled(values: Sequence[int]) -> tuple[int, ...]:
 
 
 def _launch(name: str, problem: Problem, capabilities: Capabilities, defines: tuple[Define, ...]) -> Launch:
-    refuse_dtype(problem.dtype, capabilities)
-    count, pack = math.prod(problem.sizes), _CHUNK_BYTES // problem.dtype.itemsize if problem.packed else 1
+    operands = dict(problem.operands)
+    for operand in operands.values():
+        refuse_dtype(operand.dtype, capabilities)
+    count, pack = math.prod(problem.sizes), problem.pack
     threads = -(-count // pack)
     if threads >= 2**32:
         raise UnsupportedError(f"{count} elements do not fit in the grid")
-    operation, strides = problem.operation, dict(problem.strides)
+    operation = problem.operation
     second = 2 if operation.number is not None else int(problem.has("y"))
     return Launch(
         file=f"{_FOLDER}/{name}.metal",
         kernel=f"elementwise_{name}",
         defines=(
-            ("ELEMENT", ELEMENTS[problem.dtype]),
-            ("ACCUMULATOR", accumulator(problem.dtype)),
+            ("ELEMENT", ELEMENTS[problem.dtype("out")]),
+            *((f"ELEMENT_{name.upper()}", ELEMENTS[problem.dtype(name)]) for name in ("x", "y", "dx", "dy")),
+            ("ACCUMULATOR", ELEMENTS[problem.number]),
             ("ARGS_BYTES", _params().size),
             ("ACTIVATION", ACTIVATIONS[operation.activation]),
             ("COMBINE", COMBINATIONS[operation.combine]),
@@ -152,10 +183,13 @@ def _launch(name: str, problem: Problem, capabilities: Capabilities, defines: tu
             {
                 "count": count,
                 "sizes": _filled(problem.sizes),
-                **{f"{tensor}_stride": _filled(strides.get(tensor, ())) for tensor in _STRIDES},
+                **{
+                    f"{tensor}_stride": _filled(operands[tensor].strides if tensor in operands else ())
+                    for tensor in _STRIDES
+                },
                 "number": operation.number or 0.0,
             },
-            accumulator(problem.dtype),
+            ELEMENTS[problem.number],
         ),
         threads=(threads, 1, 1),
         group_size=(_THREADS, 1, 1),
