@@ -7,6 +7,7 @@ from .ops.cross_entropy.api import cross_entropy
 from .ops.elementwise.api import add, geglu, gelu, mul, relu, relu_squared, relu_squared_glu, silu, swiglu
 from .ops.embedding.api import embedding
 from .ops.gemm.api import linear, matmul
+from .ops.merge.api import merge_attention
 from .ops.norm.api import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .ops.reduction.api import amax, sum  # noqa: A004
 from .ops.rope.api import rope, rope_tables
@@ -27,6 +28,7 @@ __all__ = [
     "linear",
     "log_softmax",
     "matmul",
+    "merge_attention",
     "mul",
     "relu",
     "relu_squared",
