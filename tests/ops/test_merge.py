@@ -76,14 +76,15 @@ def test_combinations(case: Case, seed: int) -> None:
     check(case, torch.float32)
 
 
-def test_parts_at_odd_addresses(seed: int) -> None:
-    """Each of the parts is aligned or none is read in packs: here the first of the others is, and the next is not."""
+@pytest.mark.parametrize(("step", "width"), [(8, 4), (9, 1), (12, 4)])
+def test_parts_are_read_in_packs_where_all_of_them_are_aligned(step: int, width: int, seed: int) -> None:
     inputs = Case((1, 8), parts=3).inputs(torch.float32)
-    others = torch.randn(2 * 8 + 1).as_strided((2, 1, 8), (9, 8, 1)).copy_(inputs.others)
+    others = torch.randn(2 * step).as_strided((2, 1, 8), (step, 8, 1)).copy_(inputs.others)
     tensors = inputs.first, inputs.first_lse, others, inputs.others_lse
-    with simulator.check():
-        for actual, expected in zip(merge_forward(*tensors, torch.float32), ours(inputs)[:2], strict=True):
-            assert torch.equal(actual, expected)
+    for actual, expected in zip(merge_forward(*tensors, torch.float32), ours(inputs)[:2], strict=True):
+        assert torch.equal(actual, expected)
+    launch = plan.forward(describe(*tensors, inputs.grad_out, inputs.grad_lse), Capabilities())
+    assert dict(launch.defines)["WIDTH"] == width
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
