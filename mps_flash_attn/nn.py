@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .errors import UnsupportedError
 
 __all__ = [
     "GELU",
@@ -115,19 +114,12 @@ class Embedding(nn.Embedding):
     """Rows of a table by their numbers, [...] -> [..., embedding_dim]; see :class:`torch.nn.Embedding`.
 
     The gradient of the table is summed in the order of the tokens, so it is the same on every run.
-
-    Raises:
-        UnsupportedError: in ``forward``, with ``max_norm``, ``scale_grad_by_freq`` or ``sparse``.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
-        for option in ("max_norm", "scale_grad_by_freq", "sparse"):
-            if value := getattr(self, option):
-                raise UnsupportedError(f"{option} is {value}; accepted by this embedding is {option}={_OFF[option]}")
-        return functional.embedding(input, self.weight, self.padding_idx)
-
-
-_OFF = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
+        return functional.embedding(
+            input, self.weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
+        )
 
 
 class MultiheadAttention(nn.MultiheadAttention):

@@ -48,6 +48,11 @@ LAYERS: dict[str, tuple[str, dict[str, Any], tuple[Callable[[torch.dtype], Tenso
         {"num_embeddings": 11, "embedding_dim": 24, "padding_idx": 3},
         (indices(11, 40),),
     ),
+    "embedding of limited norm": (
+        "Embedding",
+        {"num_embeddings": 11, "embedding_dim": 24, "max_norm": 3.0, "scale_grad_by_freq": True},
+        (indices(11, 40),),
+    ),
     "cross-entropy": ("CrossEntropyLoss", {"ignore_index": 2}, (floats(9, 13), indices(13, 9))),
     "cross-entropy, smoothed": (
         "CrossEntropyLoss",
@@ -219,9 +224,6 @@ def test_multihead_attention_computes_as_pytorch_where_flash_attention_cannot(fl
 @pytest.mark.parametrize(
     ("layer", "inputs", "words"),
     [
-        (nn.Embedding(4, 3, max_norm=1.0), (torch.zeros(2, dtype=torch.int64),), "max_norm is 1.0"),
-        (nn.Embedding(4, 3, sparse=True), (torch.zeros(2, dtype=torch.int64),), "sparse is True"),
-        (nn.Embedding(4, 3, scale_grad_by_freq=True), (torch.zeros(2, dtype=torch.int64),), "scale_grad_by_freq is"),
         (nn.Softmax(), (torch.zeros(2),), "dim is None"),
         (nn.LogSoftmax(), (torch.zeros(2),), "dim is None"),
     ],

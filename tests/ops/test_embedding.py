@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -130,11 +131,111 @@ def test_the_padding_row_gets_no_gradient(seed: int, padding_idx: int) -> None:
 @pytest.mark.parametrize(("shape", "rows", "columns"), [((0,), 5, 8), ((3, 0), 0, 8), ((4,), 5, 0)])
 def test_nothing_to_do(shape: tuple[int, ...], rows: int, columns: int) -> None:
     weight = torch.randn(rows, columns, requires_grad=True)
-    output = embedding(torch.zeros(shape, dtype=torch.int64), weight)
+    output = embedding(torch.zeros(shape, dtype=torch.int64), weight, max_norm=1.0, norm_type=math.inf)
     assert output.shape == (*shape, columns)
     output.sum().backward()
     assert weight.grad is not None
     assert torch.equal(weight.grad, torch.zeros(rows, columns))
+
+
+@given(
+    st.builds(
+        Case,
+        shape=st.lists(st.integers(0, 7), max_size=3).map(tuple),
+        rows=st.integers(1, 40),
+        columns=st.sampled_from((1, 17, 64, 600)),
+        repetition=st.sampled_from(("random", "distinct", "same", "skewed")),
+        layout=st.sampled_from(("contiguous", "transposed", "sliced")),
+        index_dtype=st.just(torch.int32),
+    ),
+    st.sampled_from((1.0, 2.0, 3.5, math.inf)),
+    st.sampled_from((0.0, 1.0, 8.0, 1e3)),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_rows_that_are_too_long_are_divided_once(
+    case: Case, norm_type: float, max_norm: float, padding: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    inputs, padding_idx = case.inputs(torch.bfloat16), 0 if padding else None
+    ours, theirs = inputs.weight, inputs.weight.clone()
+    exact = reference.renormalise(inputs.input, ours.double(), max_norm, norm_type)
+    output = embedding(inputs.input, ours, padding_idx, max_norm, norm_type)
+    F.embedding(inputs.input, theirs, padding_idx, max_norm, norm_type)
+    assert_accurate(f"weight of {case}", ours, theirs, exact)
+    assert torch.equal(output, ours[inputs.input])
+    left_alone = torch.ones(case.rows, dtype=torch.bool)
+    left_alone[inputs.input.flatten()] = False
+    assert torch.equal(ours[left_alone], theirs[left_alone])
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_renormalisation_in_each_dtype(dtype: torch.dtype, seed: int) -> None:
+    inputs = Case((300,), 100, 64, "skewed").inputs(dtype)
+    inputs.weight[3] *= 100
+    inputs.weight[5, 2] = torch.nan  # no norm, so nothing to divide by
+    inputs.input[:4] = torch.tensor([3, 5, 3, 3])
+    ours, theirs = inputs.weight.clone(), inputs.weight.clone()
+    exact = reference.renormalise(inputs.input, ours.double(), 5.0, 2.0)
+    with simulator.check():
+        embedding(inputs.input, ours, max_norm=5.0)
+    F.embedding(inputs.input, theirs, max_norm=5.0)
+    assert torch.equal(ours[5].nan_to_num(7), inputs.weight[5].nan_to_num(7))
+    for each in (ours, theirs, exact):
+        each[5] = 0
+    assert_accurate("weight", ours, theirs, exact)
+
+
+def test_renormalisation_is_not_part_of_the_gradient(seed: int) -> None:
+    indices, weight = torch.randint(6, (3, 5)), torch.randn(6, 4, requires_grad=True)
+    before, version = weight.detach().clone(), weight._version
+    output = embedding(indices, weight, max_norm=0.5)
+    assert weight._version > version  # whoever saved the weight for a gradient is told
+    assert not torch.equal(weight, before)
+    (gradient,) = torch.autograd.grad(output.sum(), weight)
+    assert torch.equal(gradient, indices.flatten().bincount(minlength=6).unsqueeze(-1).expand(6, 4).float())
+
+
+@pytest.mark.parametrize("padding_idx", [None, 1])
+def test_gradients_divided_by_frequency(padding_idx: int | None, seed: int) -> None:
+    for case in (Case((300,), 70, 64, "skewed"), Case((3, 4), 600, 17, layout="transposed", index_dtype=torch.int32)):
+        inputs = case.inputs(torch.float32)
+        row = NO_PADDING if padding_idx is None else padding_idx
+        exact = reference.embedding_backward(inputs.grad_output.double(), inputs.input, case.rows, row, True)
+        gradients = []
+        for function_ in (embedding, F.embedding):
+            weight = inputs.weight.detach().requires_grad_()
+            output = function_(inputs.input, weight, padding_idx, scale_grad_by_freq=True)
+            gradients += torch.autograd.grad(output, weight, inputs.grad_output)
+        assert_accurate(f"gradient of {case}", *gradients, exact)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 1])
+def test_sparse_gradients_are_pytorchs(padding_idx: int | None, seed: int) -> None:
+    for shape in ((40,), (3, 4), (0,), (1,)):
+        inputs = Case(shape, 9, 17, layout="transposed", index_dtype=torch.int32).inputs(torch.float32)
+        found = []
+        for function_ in (embedding, F.embedding):
+            weight = inputs.weight.detach().requires_grad_()
+            output = function_(inputs.input, weight, padding_idx, sparse=True)
+            output.backward(inputs.grad_output)
+            found.append(weight.grad)
+        ours, theirs = found
+        assert ours.is_sparse
+        assert torch.equal(ours._indices(), theirs._indices())
+        assert torch.equal(ours._values(), theirs._values())
+        assert ours.shape == theirs.shape
+
+
+def test_a_sparse_optimiser_takes_its_gradients(seed: int) -> None:
+    indices, weights = torch.randint(6, (20,)), []
+    for function_ in (embedding, F.embedding):
+        weight = torch.ones(6, 4, requires_grad=True)
+        optimiser = torch.optim.SparseAdam([weight], lr=0.1)
+        function_(indices, weight, sparse=True).sum().backward()
+        optimiser.step()
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
 
 
 def test_gradcheck(seed: int) -> None:
@@ -152,23 +253,28 @@ def test_operators_keep_pytorchs_rules(seed: int, dtype: torch.dtype, layout: An
     torch.library.opcheck(
         torch.ops.mps_flash_attn.embedding_backward.default, (inputs.grad_output, inputs.input, 600, 2)
     )
+    if layout != "expanded":
+        operands = (inputs.weight, inputs.input, 1.0, 2.0)
+        torch.library.opcheck(torch.ops.mps_flash_attn.embedding_renormalise.default, operands)
 
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_graph_breaks(seed: int, dynamic: bool) -> None:
     def model(indices: Tensor, weight: Tensor) -> Tensor:
-        return embedding(indices, weight, -1).square().sum()
+        return embedding(indices, weight, -1, max_norm=4.0, scale_grad_by_freq=True).square().sum()
 
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for length in (7, 9):
         indices = torch.randint(600, (3, length))
         plain, other = (torch.ones(600, 64, requires_grad=True) for _ in range(2))
+        assert embedding(indices, plain.clone(), max_norm=4.0)[0, 0].norm() <= 4.0
         model(indices, plain).backward()
         compiled(indices, other).backward()
         assert plain.grad is not None
         assert other.grad is not None
         assert torch.equal(plain.grad, other.grad)
+        assert torch.equal(plain, other)
     with pytest.raises(IndexError, match="input holds the index 600"):
         compiled(torch.full((3, 7), 600), torch.ones(600, 64))
 
@@ -213,6 +319,25 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "padding bool": (lambda: embedding(X, W, True), TypeError, "padding_idx is a bool"),
     "padding high": (lambda: embedding(X, W, 5), ValueError, "padding_idx is 5; accepted are -5 to 4"),
     "padding low": (lambda: embedding(X, W, -6), ValueError, "padding_idx is -6; accepted are -5 to 4"),
+    "max_norm type": (lambda: embedding(X, W, max_norm="1"), TypeError, "max_norm is a str; accepted is a number"),  # type: ignore[arg-type]
+    "max_norm negative": (lambda: embedding(X, W, max_norm=-1), ValueError, "max_norm is -1; accepted are finite"),
+    "norm_type": (lambda: embedding(X, W, max_norm=1, norm_type=0), ValueError, "norm_type is 0; accepted are numbers"),
+    "norm of one that does not exist": (
+        lambda: embedding(X + 5, W, max_norm=1),
+        IndexError,
+        "input holds the index 5; accepted are 0 to 4",
+    ),
+    "norm of an expanded weight": (
+        lambda: embedding(X, W[:1].expand(5, 4), max_norm=1),
+        ValueError,
+        "weight has strides (0, 1); with max_norm, one that is not expanded is accepted",
+    ),
+    "flag": (lambda: embedding(X, W, sparse=1), TypeError, "sparse is a int; accepted is a bool"),  # type: ignore[arg-type]
+    "both flags": (
+        lambda: embedding(X, W, scale_grad_by_freq=True, sparse=True),
+        ValueError,
+        "sparse and scale_grad_by_freq are True; accepted is one of them",
+    ),
     "gradient shape": (
         lambda: embedding_backward(torch.zeros(2, 4), X, 5, -1),
         ValueError,
@@ -229,6 +354,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_arguments_are_named_before_anything_is_launched(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(function, "_prepare_forward", None)
+    monkeypatch.setattr(function, "_prepare_renormalise", None)
     monkeypatch.setattr(function, "_prepare_backward", None)
     call, error, words = BAD[name]
     with pytest.raises(error, match=re.escape(words)) as caught:
@@ -269,7 +395,8 @@ def test_kernels_read_nothing_at_indices_outside_the_rows(
     assert torch.equal(gradient, embedding_backward(inputs.grad_output, good, 600, NO_PADDING))
 
 
-@pytest.mark.parametrize(("path", "number"), barriers("ops/embedding/"))
+# The kernel of renormalisation includes the header of `reduce`, whose barrier is for more threads than it has.
+@pytest.mark.parametrize(("path", "number"), barriers("ops/embedding/backward"))
 def test_each_barrier_is_missed(path: str, number: int, seed: int) -> None:
     inputs = Case((700,), 600, 64, "skewed").inputs(torch.float32)
     with pytest.raises(KernelCheckError), without_barrier(path, number), simulator.check():

@@ -7,13 +7,16 @@
 #include "msl/strides.h"
 
 struct alignas(8) EmbeddingArgs {
-    long sizes[4];     // of the tokens' dimensions
-    long strides[4];   // of what the kernel reads of each token over them: its index, or its row of the gradient
-    long tokens;       // N
-    long rows;         // V, of the weight
-    long columns;      // D, of the weight
-    long row_stride;   // of the weight
-    long padding_row;  // the row without a gradient, or -1
+    long sizes[4];    // of the tokens' dimensions
+    long strides[4];  // of what the kernel reads of each token over them: its index, or its row of the gradient
+    long tokens;      // N
+    long rows;        // V, of the weight
+    long columns;     // D, of the weight
+    long row_stride;  // of the weight
+    long column_stride;
+    long padding_row;           // the row without a gradient, or -1
+    alignas(8) accum max_norm;  // of a row, in the norm of this order
+    alignas(8) accum norm_type;
 };
 static_assert(sizeof(EmbeddingArgs) == ARGS_BYTES, "args.h and the packing in launch.py disagree");
 

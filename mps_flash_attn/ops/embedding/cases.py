@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -91,4 +91,6 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
                 gradient=tokens,
             )
             yield plan.forward(problem, capabilities)
-            yield from plan.backward(problem, capabilities)
+            yield from plan.backward(replace(problem, by_count=index_dtype == torch.int32), capabilities)
+            for norm_type in (1.0, 2.0, math.inf):
+                yield plan.renormalise(replace(problem, norm_type=norm_type), capabilities)[1]

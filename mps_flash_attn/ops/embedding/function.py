@@ -1,4 +1,4 @@
-"""The embedding operators ``torch.ops.mps_flash_attn.embedding_{forward,backward}``: launches, fakes and autograd.
+"""The operators ``torch.ops.mps_flash_attn.embedding_{forward,backward,renormalise}``: launches, fakes and autograd.
 
 Indices may have any shape and strides, and so may the weight and the gradient but for the stride 1 of their last
 dimension; otherwise they are copied.
@@ -6,6 +6,7 @@ dimension; otherwise they are copied.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,15 +21,25 @@ from ..checks import refuse_second_derivatives, require_match, require_tensor
 from ..strides import coalesce
 from . import plan
 
-__all__ = ["NO_PADDING", "describe_backward", "describe_forward", "embedding_backward", "embedding_forward"]
+__all__ = [
+    "NO_PADDING",
+    "describe_backward",
+    "describe_forward",
+    "describe_renormalise",
+    "embedding_backward",
+    "embedding_forward",
+    "embedding_renormalise",
+]
 
 #: The padding row of a weight that has none.
 NO_PADDING = -1
 
 _Call = Callable[[Tensor, Tensor], Tensor]
+_Renormalise = Callable[[Tensor, Tensor], None]
 
 _forward_calls = PreparedCalls[_Call]()
 _backward_calls = PreparedCalls[_Call]()
+_renormalise_calls = PreparedCalls[_Renormalise]()
 
 
 def _tokens(tensor: Tensor, rank: int, row_bytes: int = 0) -> plan.Tokens:
@@ -66,7 +77,16 @@ def describe_forward(indices: Tensor, weight: Tensor) -> plan.Problem:
     )
 
 
-def describe_backward(grad_output: Tensor, indices: Tensor, rows: int, padding_row: int) -> plan.Problem:
+def describe_renormalise(indices: Tensor, weight: Tensor, max_norm: float, norm_type: float) -> plan.Problem:
+    """The problem of a call of `embedding_renormalise`."""
+    problem = describe_forward(indices, weight)
+    columns = weight.stride(1) if weight.shape[1] > 1 else 1
+    return dataclasses.replace(problem, column_stride=columns, max_norm=max_norm, norm_type=norm_type)
+
+
+def describe_backward(
+    grad_output: Tensor, indices: Tensor, rows: int, padding_row: int, by_count: bool = False
+) -> plan.Problem:
     """The problem of a call of `embedding_backward`."""
     columns = grad_output.shape[-1]
     return plan.Problem(
@@ -77,6 +97,7 @@ def describe_backward(grad_output: Tensor, indices: Tensor, rows: int, padding_r
         columns=columns,
         gradient=_tokens(grad_output, indices.dim(), columns * grad_output.element_size()),
         padding_row=padding_row,
+        by_count=by_count,
     )
 
 
@@ -90,6 +111,15 @@ def _require_range(indices: Tensor, rows: int) -> None:
         raise IndexError(
             f"input holds the index {int(indices[outside][0])}; accepted are 0 to {rows - 1}, rows of weight"
         )
+
+
+def _require_operands(indices: Tensor, weight: Tensor) -> None:
+    _require_indices(indices)
+    require_tensor("weight", weight)
+    require_match("input", indices, "weight", weight, dtype=False)
+    if weight.dim() != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; accepted are two dimensions [V, D]")
+    _require_range(indices, weight.shape[0])
 
 
 def _prepare_forward(indices: Tensor, weight: Tensor) -> _Call:
@@ -106,13 +136,17 @@ def _prepare_forward(indices: Tensor, weight: Tensor) -> _Call:
 
 
 @torch.library.custom_op("mps_flash_attn::embedding_forward", mutates_args=())
-def embedding_forward(indices: Tensor, weight: Tensor, padding_row: int) -> Tensor:
-    """The rows of the weight with these numbers.
+def embedding_forward(
+    indices: Tensor, weight: Tensor, padding_row: int, by_count: bool = False, sparse: bool = False
+) -> Tensor:
+    """The rows of the weight with these numbers. What follows the weight is for its gradient and changes nothing here.
 
     Args:
         indices: int32 or int64, any shape ``[*]``.
         weight: ``[V, D]``.
-        padding_row: the row whose gradient is 0, or ``NO_PADDING``; it changes nothing here.
+        padding_row: the row whose gradient is 0, or ``NO_PADDING``.
+        by_count: each row's gradient is divided by the number of its tokens.
+        sparse: the gradient is a sparse tensor of the tokens' rows; not with ``by_count``.
 
     Returns:
         ``[*, D]``, contiguous.
@@ -122,12 +156,7 @@ def embedding_forward(indices: Tensor, weight: Tensor, padding_row: int) -> Tens
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
         UnsupportedError: a problem that no plan serves.
     """
-    _require_indices(indices)
-    require_tensor("weight", weight)
-    require_match("input", indices, "weight", weight, dtype=False)
-    if weight.dim() != 2:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; accepted are two dimensions [V, D]")
-    _require_range(indices, weight.shape[0])
+    _require_operands(indices, weight)
     if indices.numel() * weight.shape[1] == 0:
         return weight.new_empty(*indices.shape, weight.shape[1])
     indices, weight = _few_dimensions(indices, indices.dim()), _dense_rows(weight)
@@ -138,10 +167,51 @@ def embedding_forward(indices: Tensor, weight: Tensor, padding_row: int) -> Tens
     return call(indices, weight)
 
 
-def _prepare_backward(grad_output: Tensor, indices: Tensor, rows: int, padding_row: int) -> _Call:
+def _prepare_renormalise(indices: Tensor, weight: Tensor, max_norm: float, norm_type: float) -> _Renormalise:
+    runtime, rows, device, tokens = for_device(weight.device.type), len(weight), weight.device, indices.numel()
+    problem = describe_renormalise(indices, weight, max_norm, norm_type)
+    run_order, run = (launch.bind(each, runtime) for each in plan.renormalise(problem, runtime.CAPABILITIES))
+
+    def call(indices: Tensor, weight: Tensor) -> None:
+        starts = torch.empty(rows + 1, dtype=torch.int32, device=device)
+        run_order(indices, starts, torch.empty(tokens, dtype=torch.int32, device=device))
+        run(weight, starts, weight)
+
+    return call
+
+
+@torch.library.custom_op("mps_flash_attn::embedding_renormalise", mutates_args={"weight"})
+def embedding_renormalise(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> None:
+    """Divides the rows of the weight with these numbers, in place, so that none has a larger norm; see the README.
+
+    Args:
+        weight: ``[V, D]``, no two elements in one place.
+        indices: as in `embedding_forward`; each row is divided once, however often it occurs.
+        max_norm: not negative.
+        norm_type: the order of the norm, above 0; ``inf`` for the largest magnitude.
+
+    Raises:
+        IndexError, ValueError, TypeError, UnsupportedError: as `embedding_forward`, before anything is written.
+    """
+    _require_operands(indices, weight)
+    if not max_norm >= 0 or not norm_type > 0:
+        raise ValueError(f"max_norm is {max_norm} and norm_type {norm_type}; accepted are from 0 and above 0")
+    if any(size > 1 and stride == 0 for size, stride in zip(weight.shape, weight.stride(), strict=True)):
+        raise ValueError(f"weight has strides {weight.stride()}; with max_norm, one that is not expanded is accepted")
+    if indices.numel() * weight.shape[1] == 0:
+        return
+    indices = _few_dimensions(indices, indices.dim())
+    problem = geometry(indices), geometry(weight), max_norm, norm_type
+    call = _renormalise_calls.get(problem)
+    if call is None:
+        call = _renormalise_calls[problem] = _prepare_renormalise(indices, weight, max_norm, norm_type)
+    call(indices, weight)
+
+
+def _prepare_backward(grad_output: Tensor, indices: Tensor, rows: int, padding_row: int, by_count: bool) -> _Call:
     runtime = for_device(grad_output.device.type)
     shape, dtype, device, tokens = (rows, grad_output.shape[-1]), grad_output.dtype, grad_output.device, indices.numel()
-    problem = describe_backward(grad_output, indices, rows, padding_row)
+    problem = describe_backward(grad_output, indices, rows, padding_row, by_count)
     on_order, on_sum = plan.backward(problem, runtime.CAPABILITIES)
     run_order, run_sum = launch.bind(on_order, runtime), launch.bind(on_sum, runtime)
 
@@ -157,7 +227,9 @@ def _prepare_backward(grad_output: Tensor, indices: Tensor, rows: int, padding_r
 
 
 @torch.library.custom_op("mps_flash_attn::embedding_backward", mutates_args=())
-def embedding_backward(grad_output: Tensor, indices: Tensor, rows: int, padding_row: int) -> Tensor:
+def embedding_backward(
+    grad_output: Tensor, indices: Tensor, rows: int, padding_row: int, by_count: bool = False
+) -> Tensor:
     """The gradient of the weight of `embedding_forward`; the same bits on every run.
 
     Args:
@@ -165,6 +237,7 @@ def embedding_backward(grad_output: Tensor, indices: Tensor, rows: int, padding_
         indices: as in the forward pass, ``[*]``; an index outside the rows is ignored, for the forward pass has raised.
         rows: V.
         padding_row: the row whose gradient is 0, or ``NO_PADDING``.
+        by_count: each row's gradient is divided by the number of its tokens.
 
     Returns:
         ``[V, D]``, contiguous.
@@ -180,33 +253,52 @@ def embedding_backward(grad_output: Tensor, indices: Tensor, rows: int, padding_
         return grad_output.new_zeros(rows, grad_output.shape[-1])
     rank = indices.dim()
     indices, grad_output = _few_dimensions(indices, rank), _few_dimensions(_dense_rows(grad_output), rank)
-    problem = geometry(grad_output), geometry(indices), rows, padding_row
+    problem = geometry(grad_output), geometry(indices), rows, padding_row, by_count
     call = _backward_calls.get(problem)
     if call is None:
-        call = _backward_calls[problem] = _prepare_backward(grad_output, indices, rows, padding_row)
+        call = _backward_calls[problem] = _prepare_backward(grad_output, indices, rows, padding_row, by_count)
     return call(grad_output, indices)
 
 
 @embedding_forward.register_fake
-def _(indices: Tensor, weight: Tensor, padding_row: int) -> Tensor:
+def _(indices: Tensor, weight: Tensor, padding_row: int, by_count: bool = False, sparse: bool = False) -> Tensor:
     return weight.new_empty(*indices.shape, weight.shape[1])
 
 
+@embedding_renormalise.register_fake
+def _(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> None:
+    return None
+
+
 @embedding_backward.register_fake
-def _(grad_output: Tensor, indices: Tensor, rows: int, padding_row: int) -> Tensor:
+def _(grad_output: Tensor, indices: Tensor, rows: int, padding_row: int, by_count: bool = False) -> Tensor:
     return grad_output.new_empty(rows, grad_output.shape[-1])
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-    indices, weight, ctx.padding_row = inputs
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    indices, weight, ctx.padding_row, ctx.by_count, ctx.sparse = inputs
     ctx.rows = weight.shape[0]
     ctx.save_for_backward(indices)
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor, None]:
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor, None, None, None]:
     (indices,) = ctx.saved_tensors
-    grad_weight = torch.ops.mps_flash_attn.embedding_backward(grad_output, indices, ctx.rows, ctx.padding_row)
-    return None, grad_weight, None
+    if ctx.sparse:
+        grad_weight = _sparse_gradient(grad_output, indices, ctx.rows, ctx.padding_row)
+    else:
+        backward = torch.ops.mps_flash_attn.embedding_backward
+        grad_weight = backward(grad_output, indices, ctx.rows, ctx.padding_row, ctx.by_count)
+    return None, grad_weight, None, None, None
+
+
+def _sparse_gradient(grad_output: Tensor, indices: Tensor, rows: int, padding_row: int) -> Tensor:
+    """The gradient of each token beside its row, as it came: nothing is added up, so there is nothing to launch."""
+    columns = grad_output.shape[-1]
+    tokens, gradients = indices.reshape(-1).long(), grad_output.reshape(-1, columns)
+    if padding_row != NO_PADDING:
+        counted = tokens != padding_row
+        tokens, gradients = tokens[counted], gradients[counted]
+    return torch.sparse_coo_tensor(tokens[None], gradients, (rows, columns), check_invariants=False)
 
 
 embedding_forward.register_autograd(_backward, setup_context=_save_for_backward)

@@ -13,7 +13,7 @@ from ...launch import Capabilities, Launch, ParamStruct
 from ...source import Define
 from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 
-__all__ = ["INDICES", "MAX_RANK", "Problem", "Tokens", "backward", "blocks", "forward"]
+__all__ = ["INDICES", "MAX_RANK", "Problem", "Tokens", "backward", "blocks", "forward", "renormalise"]
 
 #: Metal's name of each dtype that indices may have.
 INDICES = {torch.int32: "int", torch.int64: "long"}
@@ -24,6 +24,7 @@ MAX_RANK = 4
 _FOLDER = "ops/embedding"
 _CHUNK_BYTES = 16  # what a lane moves at once
 _THREADS = 256
+_LANES = 32
 #: Rows that a threadgroup of ``backward_order`` sorts for: each costs it 4 bytes a simdgroup, 16 KiB in all, and every
 #: block of rows reads all indices.
 _ROWS = 512
@@ -56,6 +57,9 @@ class Problem:
         step: the largest number of bytes, up to 16, of which the address and length of every row is a multiple.
         gradient: places of the rows of the output's gradient, in the backward pass.
         padding_row: the row that gets no gradient, or -1.
+        by_count: each row's gradient is divided by the number of its tokens.
+        column_stride, max_norm, norm_type: of the weight, the largest norm of a row and its order, where rows are
+            renormalised.
     """
 
     dtype: torch.dtype
@@ -67,6 +71,10 @@ class Problem:
     step: int = 0
     gradient: Tokens | None = None
     padding_row: int = -1
+    by_count: bool = False
+    column_stride: int = 1
+    max_norm: float = 0.0
+    norm_type: float = 2.0
 
     @property
     def tokens(self) -> int:
@@ -97,7 +105,10 @@ def _words(problem: Problem, read: Tokens) -> tuple[int, ...]:
             "rows": problem.rows,
             "columns": problem.columns,
             "row_stride": problem.row_stride,
+            "column_stride": problem.column_stride,
             "padding_row": problem.padding_row,
+            "max_norm": problem.max_norm,
+            "norm_type": problem.norm_type,
         },
         accumulator(problem.dtype),
     )
@@ -160,11 +171,39 @@ def backward(problem: Problem, capabilities: Capabilities) -> tuple[Launch, Laun
     Raises:
         UnsupportedError: with the reason.
     """
-    _refuse(problem, capabilities)
     if problem.gradient is None:
         raise ValueError("gradient is None; the backward pass needs its places")
-    simdgroups = _THREADS // 32
-    order = Launch(
+    pack = _pack(problem, problem.gradient.step)
+    defines = (*_defines(problem.dtype, problem.gradient), ("PACK", pack), ("BY_COUNT", int(problem.by_count)))
+    words = _words(problem, problem.gradient)
+    total = _over_rows("backward_sum", defines, words, problem.columns // pack, problem.rows)
+    return _order(problem, capabilities), total
+
+
+@functools.lru_cache(maxsize=1024)
+def renormalise(problem: Problem, capabilities: Capabilities) -> tuple[Launch, Launch]:
+    """The launches of ``embedding_backward_order``, which finds the rows that tokens have, and ``_renormalise``.
+
+    Raises:
+        UnsupportedError: with the reason.
+    """
+    norm = {2.0: "NORM_TWO", math.inf: "NORM_LARGEST"}.get(problem.norm_type, "NORM_POWER")
+    defines = (
+        *_defines(problem.dtype, problem.indices),
+        ("PACK", _pack(problem, problem.step if problem.column_stride == 1 else 0)),
+        ("ROW_THREADS", _LANES),
+        ("THREADS", _THREADS),
+        *((name, number) for number, name in enumerate(("NORM_TWO", "NORM_LARGEST", "NORM_POWER"))),
+        ("NORM", norm),
+    )
+    words = _words(problem, problem.indices)
+    return _order(problem, capabilities), _over_rows("renormalise", defines, words, _LANES, problem.rows)
+
+
+def _order(problem: Problem, capabilities: Capabilities) -> Launch:
+    _refuse(problem, capabilities)
+    simdgroups = _THREADS // _LANES
+    return Launch(
         file=f"{_FOLDER}/backward_order.metal",
         kernel="embedding_backward_order",
         defines=(
@@ -178,7 +217,3 @@ def backward(problem: Problem, capabilities: Capabilities) -> tuple[Launch, Laun
         group_size=(_THREADS, 1, 1),
         threadgroup_bytes=4 * simdgroups * (_ROWS + 2),
     )
-    pack = _pack(problem, problem.gradient.step)
-    defines = (*_defines(problem.dtype, problem.gradient), ("PACK", pack))
-    words = _words(problem, problem.gradient)
-    return order, _over_rows("backward_sum", defines, words, problem.columns // pack, problem.rows)

@@ -11,7 +11,7 @@ from ...launch import Capabilities
 from ...self_check import Expected, SelfCheck
 from . import plan, reference
 from .cases import Case
-from .function import describe_backward, describe_forward
+from .function import describe_backward, describe_forward, describe_renormalise
 
 __all__ = ["self_checks"]
 
@@ -50,3 +50,10 @@ def _checks(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Itera
     integers = (Expected("starts", starts.double(), starts), Expected("order", ordered.double(), ordered))
     yield SelfCheck(words, dtype, on_order, (indices,), integers)
     yield SelfCheck(words, dtype, on_sum, (grad_output, starts, order), (Expected("grad_weight", exact, pytorch),))
+
+    # Of rows that are all found, and all too long: the kernel writes no others.
+    every, longest = torch.arange(case.rows), 0.1
+    theirs = torch.embedding_renorm_(weight.detach().clone(), every, longest, 2.0)
+    renormalised = Expected("weight", reference.renormalise(every, weight.detach().double(), longest, 2.0), theirs)
+    _, on_norm = plan.renormalise(describe_renormalise(every, weight, longest, 2.0), capabilities)
+    yield SelfCheck(words, dtype, on_norm, (weight.detach(), torch.arange(case.rows + 1).int()), (renormalised,))
