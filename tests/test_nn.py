@@ -54,6 +54,7 @@ LAYERS: dict[str, tuple[str, dict[str, Any], tuple[Callable[[torch.dtype], Tenso
         (indices(11, 40),),
     ),
     "cross-entropy": ("CrossEntropyLoss", {"ignore_index": 2}, (floats(9, 13), indices(13, 9))),
+    "cross-entropy with probabilities": ("CrossEntropyLoss", {}, (floats(9, 13), floats(9, 13))),
     "cross-entropy, smoothed": (
         "CrossEntropyLoss",
         {"label_smoothing": 0.1, "reduction": "sum"},

@@ -20,7 +20,7 @@ from mps_flash_attn.functional import cross_entropy
 from mps_flash_attn.launch import Capabilities
 from mps_flash_attn.ops.cross_entropy import api, function, plan
 from mps_flash_attn.ops.cross_entropy.cases import Case, Inputs
-from mps_flash_attn.ops.cross_entropy.expected import exact, pytorch
+from mps_flash_attn.ops.cross_entropy.expected import exact, exact_target_gradient, pytorch
 from mps_flash_attn.ops.cross_entropy.self_checks import self_checks
 from mps_flash_attn.ops.rows import Operand
 from mps_flash_attn.runtime import simulator
@@ -39,13 +39,17 @@ def ours(inputs: Inputs, reduction: Any = "none") -> Tensor:
 
 def check(case: Case, dtype: torch.dtype) -> None:
     inputs = case.inputs(dtype)
-    leaf = inputs.x.detach().requires_grad_()
-    loss = cross_entropy(leaf, inputs.target, inputs.weight, inputs.ignore_index, "none", inputs.label_smoothing)
-    (grad,) = torch.autograd.grad(loss, leaf, inputs.grad_loss)
-    theirs, their_grad = pytorch(inputs)
+    x, target = (each.detach() for each in (inputs.x, inputs.target))
+    leaves = [each.requires_grad_() for each in (x, target) if each.is_floating_point()]
+    loss = cross_entropy(x, target, inputs.weight, inputs.ignore_index, "none", inputs.label_smoothing)
+    grad, *of_target = torch.autograd.grad(loss, leaves, inputs.grad_loss.to(loss.dtype))
+    theirs, their_grad, *theirs_of_target = pytorch(inputs)
     exact_loss, _, exact_grad = exact(inputs)
     assert_accurate(f"loss of {case} in {dtype}", loss.detach(), theirs, exact_loss)
     terms = inputs.grad_loss.flatten()  # of the gradient, which may cancel: its errors are relative to them
+    if of_target:
+        terms = terms * target.detach().sum(function.class_dim(x)).flatten()
+        assert_accurate(f"grad of the target of {case}", *of_target, *theirs_of_target, exact_target_gradient(inputs))
     grads = (torch.cat([x.flatten(), terms.to(x.dtype)]) for x in (grad, their_grad, exact_grad))
     assert_accurate(f"grad of {case} in {dtype}", *grads)
 
@@ -102,6 +106,81 @@ def test_reductions_are_pytorchs(dtype: torch.dtype, case: Case, reduction: str,
     options = (inputs.x, inputs.target, inputs.weight)
     theirs = F.cross_entropy(*options, ignore_index=-100, reduction=reduction, label_smoothing=inputs.label_smoothing)
     assert_accurate(reduction, ours(inputs, reduction), theirs, expected)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_probabilities(dtype: torch.dtype, seed: int) -> None:
+    for values in ("normal", "offset", "one-hot"):
+        check(Case((9, 24), values=values, probabilities=dtype), dtype)  # type: ignore[arg-type]
+    check(Case((9, 24), weighted=True, label_smoothing=0.1, probabilities=dtype), dtype)
+    check(Case((9, 24), probabilities=torch.float32), dtype)
+
+
+def test_probabilities_in_every_team(seed: int) -> None:
+    for shape in ((5,), (3, 1), (3, 33), (3, 129), (2, 70_001), (2, 5, 600)):
+        check(Case(shape, probabilities=torch.float32), torch.float32)
+
+
+@given(
+    st.builds(
+        Case,
+        shape=st.tuples(st.integers(1, 6), st.integers(1, 8))
+        | st.tuples(st.integers(1, 4), st.integers(1, 8), st.integers(1, 3), st.integers(1, 3)),
+        weighted=st.just(True),
+        label_smoothing=st.sampled_from((0.0, 0.2, 1.0)),
+        layout=st.sampled_from(("contiguous", "transposed", "sliced", "expanded")),
+        probabilities=st.just(torch.float32),
+    ),
+    st.integers(0, 2**31),
+)
+def test_combinations_of_probabilities(case: Case, seed: int) -> None:
+    torch.manual_seed(seed)
+    check(case, torch.float32)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize(
+    ("dtype", "target"), [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16,) * 2]
+)
+def test_reductions_of_probabilities_are_pytorchs(
+    dtype: torch.dtype, target: torch.dtype, reduction: str, seed: int
+) -> None:
+    inputs = Case((4, 5, 3), weighted=True, label_smoothing=0.3, probabilities=target).inputs(dtype)
+    loss, row_weight, _ = exact(inputs)
+    expected = {"none": loss, "sum": loss.sum(), "mean": loss.sum() / row_weight.sum()}[reduction]
+    options = (inputs.x, inputs.target, inputs.weight)
+    theirs = F.cross_entropy(*options, reduction=reduction, label_smoothing=inputs.label_smoothing)
+    assert_accurate(reduction, ours(inputs, reduction), theirs, expected)
+
+
+def test_no_rows_of_probabilities() -> None:
+    x = torch.randn(0, 4, requires_grad=True)
+    assert cross_entropy(x, torch.zeros(0, 4)).isnan()
+    assert cross_entropy(x, torch.zeros(0, 4), reduction="none").shape == (0,)
+    cross_entropy(x, torch.zeros(0, 4), reduction="sum").backward()
+    assert x.grad is not None
+
+
+def test_one_hot_probabilities_are_classes(seed: int) -> None:
+    inputs = Case((9, 24), weighted=True, label_smoothing=0.1).inputs(torch.float32)
+    one_hot = F.one_hot(inputs.target, 24).float()
+    options = (inputs.weight, -100, "none", 0.1)
+    difference = cross_entropy(inputs.x, one_hot, *options) - cross_entropy(inputs.x, inputs.target, *options)  # type: ignore[arg-type]
+    assert difference.abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=str)
+def test_gradients_of_one_of_logits_and_probabilities(wanted: tuple[bool, bool], seed: int) -> None:
+    inputs = Case((9, 24), probabilities=torch.float32).inputs(torch.float32)
+    gradients = []
+    for chosen in (wanted, (True, True)):
+        x, target = (
+            each.detach().requires_grad_(want) for each, want in zip((inputs.x, inputs.target), chosen, strict=True)
+        )
+        cross_entropy(x, target).backward()
+        gradients.append((x.grad, target.grad))
+    for want, some, every in zip(wanted, *gradients, strict=True):
+        assert torch.equal(some, every) if want else some is None  # type: ignore[arg-type]
 
 
 def test_gradient_of_the_mean(seed: int) -> None:
@@ -161,22 +240,30 @@ def test_kernels_read_nothing_for_classes_that_do_not_exist(
     inputs.target[1:4] = torch.tensor([24, -1, 2**40])
     with simulator.check():
         loss, row_weight, statistics = forward(inputs.x, inputs.target, inputs.weight, -100, 0.1)
-        grad = backward(torch.ones(5), inputs.x, inputs.target, inputs.weight, statistics, -100, 0.1)
+        grad, _ = backward(torch.ones(5), inputs.x, inputs.target, inputs.weight, statistics, -100, 0.1)
     for result in (loss, row_weight, grad):
         assert not result[1:4].any()
         assert result[0].any()
         assert result[4].any()
 
 
-@pytest.mark.parametrize("options", [{}, {"weighted": True, "label_smoothing": 0.2, "ignored": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weighted": True, "label_smoothing": 0.2, "ignored": True},
+        {"weighted": True, "label_smoothing": 0.2, "probabilities": torch.float64},
+    ],
+    ids=str,
+)
 def test_gradients_are_exact(options: dict[str, Any], seed: int) -> None:
     inputs = Case((4, 5, 2), **options).inputs(torch.float64)
     for reduction in ("none", "sum"):
         assert torch.autograd.gradcheck(
-            lambda x, reduction=reduction: cross_entropy(
-                x, inputs.target, inputs.weight, -100, reduction, inputs.label_smoothing
+            lambda x, target, reduction=reduction: cross_entropy(
+                x, target, inputs.weight, -100, reduction, inputs.label_smoothing
             ),
-            (inputs.x.requires_grad_(),),
+            (inputs.x.requires_grad_(), inputs.target.requires_grad_(inputs.target.is_floating_point())),
         )
 
 
@@ -187,6 +274,10 @@ def test_operators_keep_pytorchs_rules(layout: str, seed: int) -> None:
     torch.library.opcheck(forward, (inputs.x.detach().requires_grad_(), *operands, -100, 0.1))
     loss, _, statistics = forward(inputs.x, *operands, -100, 0.1)
     torch.library.opcheck(backward, (torch.randn_like(loss), inputs.x, *operands, statistics, -100, 0.1))
+    target = torch.rand(4, 5, 3).half()
+    torch.library.opcheck(forward, (inputs.x, target.clone().requires_grad_(), inputs.weight, -100, 0.1))
+    operands = (torch.randn_like(loss), inputs.x, target, inputs.weight, statistics, -100, 0.1, False, True)
+    torch.library.opcheck(backward, operands)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -229,20 +320,23 @@ def run(case: Case, dtype: torch.dtype) -> None:
     options = (weight, inputs.ignore_index, inputs.label_smoothing)
     results = forward(inputs.x, inputs.target, *options)
     grad_loss = inputs.grad_loss.float()
-    grad = backward(grad_loss, inputs.x, inputs.target, options[0], results[2], *options[1:])
-    assert not any(x.isnan().any() for x in (*results, grad)), "an element was never written"
+    wanted = (True, inputs.target.is_floating_point())
+    grads = backward(grad_loss, inputs.x, inputs.target, options[0], results[2], *options[1:], *wanted)
+    assert not any(x.isnan().any() for x in (*results, *grads)), "an element was never written"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_no_finding(dtype: torch.dtype, seed: int) -> None:
     with simulator.check():
         run(Case((35, 24), weighted=True, label_smoothing=0.1, ignored=True), dtype)
+        run(Case((35, 24), weighted=True, label_smoothing=0.1, probabilities=dtype), dtype)
 
 
 def test_no_finding_in_other_teams(seed: int) -> None:
     with simulator.check():
         run(Case((2, 601), label_smoothing=0.1), torch.float32)
         run(Case((2, 5, 600), ignored=True), torch.float32)
+        run(Case((2, 5, 600), probabilities=torch.float32), torch.float32)
 
 
 # The backward kernel includes the header of `reduce` and does not call it.
@@ -264,10 +358,20 @@ def test_logits_are_read_once(shape: tuple[int, int], seed: int) -> None:
     assert second.device_bytes_written == inputs.x.nbytes
 
 
+def test_probabilities_are_read_once(seed: int) -> None:
+    inputs = Case((9, 24), probabilities=torch.float16).inputs(torch.float32)
+    with simulator.profile() as counts:
+        forward(inputs.x, inputs.target, None, -100, 0.0)
+    (first,) = (record.counters for record in counts.launches)
+    assert first.device_bytes_read == inputs.x.nbytes + inputs.target.nbytes
+    assert first.device_bytes_written == 9 * 5 * 4
+
+
 def test_new_sizes_compile_nothing() -> None:
     def text(rows: int, classes: int, smoothing: float) -> str:
         x, row = Operand(torch.float32, (classes, 1)), Operand(torch.float32, (1, 0))
-        problem = plan.Problem((rows, classes), 1, (x,), (row, row), False, rows, smoothing)
+        per_row = (("target", row), ("loss", row))
+        problem = plan.Problem((rows, classes), 1, (("x", x),), per_row, False, rows, smoothing)
         return plan.forward(problem, Capabilities()).text
 
     assert text(1, 50_000, 0.1) == text(7, 128_000, 0.2)
@@ -290,7 +394,8 @@ X, TARGET = torch.zeros(2, 3), torch.tensor([0, 1])
             TypeError,
             "target has dtype torch.int32; accepted are int64 and uint8",
         ),
-        (lambda: cross_entropy(X, X), UnsupportedError, "target has dtype torch.float32, class probabilities;"),
+        (lambda: cross_entropy(X, X[0]), ValueError, "target has shape (3,); accepted is input's shape, of prob"),
+        (lambda: cross_entropy(X, X, ignore_index=0), ValueError, "ignore_index is 0; accepted with probabilities"),
         (lambda: cross_entropy(X, TARGET[:1]), ValueError, "target has shape (1,); accepted is input's shape without"),
         (lambda: cross_entropy(X, TARGET.to("meta")), ValueError, "target is on meta and input on cpu"),
         (lambda: cross_entropy(X, TARGET, X[0].int()), TypeError, "weight has dtype torch.int32"),
@@ -310,6 +415,11 @@ X, TARGET = torch.zeros(2, 3), torch.tensor([0, 1])
             lambda: backward(X, X, TARGET, None, torch.zeros(3, 2), 0, 0.0),
             ValueError,
             "grad_loss is torch.float32 of shape (2, 3)",
+        ),
+        (
+            lambda: backward(X[:, 0], X, TARGET, None, torch.zeros(3, 2), 0, 0.0, True, True),
+            ValueError,
+            "target_wanted is True; accepted is False",
         ),
     ],
 )

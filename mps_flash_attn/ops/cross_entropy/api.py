@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ...errors import UnsupportedError
 from ..checks import require_match, require_number, require_reverse_mode, require_shape, require_tensor
-from ..dtypes import accumulator_dtype, wide_dtype
+from ..dtypes import ELEMENTS, wide_dtype
 from ..reduction.api import sum as reduce_sum
 from . import function as _function  # noqa: F401  (registers the operators)
-from .function import class_dim
+from .function import class_dim, number_dtype
 
 __all__ = ["cross_entropy"]
 
@@ -38,24 +38,26 @@ def cross_entropy(
     Args:
         input: logits ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]`` of ``C`` classes, any strides, no copy is made;
             float32, float16, bfloat16, or float64 on the simulator.
-        target: classes ``[]``, ``[N]`` or ``[N, d1, ...]``, int64 or uint8.
+        target: classes ``[]``, ``[N]`` or ``[N, d1, ...]``, int64 or uint8; or probabilities of the classes, a
+            floating-point tensor of the shape of `input`, which are differentiable too and need not add up to 1.
         weight: of each class, ``[C]``; 1 if None.
-        ignore_index: rows of this class have loss 0 and gradient 0, and do not count in the mean.
+        ignore_index: rows of this class have loss 0 and gradient 0, and do not count in the mean. With probabilities it
+            has to be negative, and means nothing.
         reduction: ``"none"`` gives the loss of each row, ``"sum"`` their sum, ``"mean"`` their sum divided by that of
-            the rows' weights.
+            the rows' weights, or with probabilities by the number of rows.
         label_smoothing: share of the target that is spread evenly over all classes, from 0 to 1 (Szegedy et al. 2016,
             arXiv:1512.00567).
 
     Returns:
-        A number, or with ``"none"`` a tensor like `target`, in the dtype of `input`. Sums are kept in float32 (float64
-        for float64).
+        A number, or with ``"none"`` one for each row, in the dtype of `input`, promoted with that of probabilities.
+        Sums are kept in float32 (float64 for float64).
 
     Raises:
         TypeError, ValueError: arguments of the wrong kind or shape; a class that does not exist. To find that, the
             device is waited for once a call, before the kernel; compiled calls do so too. The kernel itself reads
             nothing for such a class.
-        UnsupportedError: class probabilities as `target`, a `weight` that requires grad, forward-mode differentiation,
-            ``torch.func`` gradients, more than 8 dimensions whose strides do not combine. It is a ``ValueError``.
+        UnsupportedError: a `weight` that requires grad, forward-mode differentiation, ``torch.func`` gradients, more
+            than 8 dimensions whose strides do not combine. It is a ``ValueError``.
 
     Autocast:
         Inside :class:`torch.autocast` the result is float32, as PyTorch's is.
@@ -76,9 +78,15 @@ def cross_entropy(
         raise ValueError(f"label_smoothing is {label_smoothing}; accepted are numbers from 0 to 1")
     require_reverse_mode("cross_entropy")
 
-    dtype, number = wide_dtype(input, on_cpu=True), accumulator_dtype(input.dtype)
-    weight = None if weight is None else weight.to(number).contiguous()
-    loss, row_weight, _ = _forward(input, target.long(), weight, ignore_index, smoothing)
+    dtype = wide_dtype(input, on_cpu=True)
+    if target.is_floating_point():
+        if ignore_index >= 0:
+            raise ValueError(f"ignore_index is {ignore_index}; accepted with probabilities is none from 0 on")
+        dtype = torch.promote_types(dtype, target.dtype)
+    else:
+        target = target.long()
+    weight = None if weight is None else weight.to(number_dtype(input, target)).contiguous()
+    loss, row_weight, _ = _forward(input, target, weight, ignore_index, smoothing)
     if reduction != "none":
         total = reduce_sum(loss)
         loss = total / reduce_sum(row_weight) if reduction == "mean" else total
@@ -88,11 +96,8 @@ def cross_entropy(
 def _check(tensor: Tensor, target: Tensor, weight: Tensor | None) -> None:
     """Kinds, shapes and devices of the tensors."""
     require_tensor("input", tensor)
-    if isinstance(target, Tensor) and target.is_floating_point():
-        raise UnsupportedError(
-            f"target has dtype {target.dtype}, class probabilities; accepted are classes, int64 or uint8"
-        )
-    require_tensor("target", target, (torch.int64, torch.uint8), "int64 and uint8")
+    accepted = (torch.int64, torch.uint8, *ELEMENTS)
+    require_tensor("target", target, accepted, "int64 and uint8 of classes, floating-point dtypes of probabilities")
     require_match("target", target, "input", tensor, dtype=False)
     if tensor.dim() == 0:
         raise ValueError("input has no dimensions; accepted are [C], [N, C] and [N, C, d1, ...]")
@@ -100,7 +105,11 @@ def _check(tensor: Tensor, target: Tensor, weight: Tensor | None) -> None:
     classes = tensor.shape[dim]
     if classes == 0:
         raise ValueError(f"input has shape {tuple(tensor.shape)}, with no classes; accepted is one or more")
-    require_shape("target", target, (*tensor.shape[:dim], *tensor.shape[dim + 1 :]), "input's shape without classes")
+    if target.is_floating_point():
+        require_shape("target", target, tuple(tensor.shape), "input's shape, of probabilities")
+    else:
+        rows = (*tensor.shape[:dim], *tensor.shape[dim + 1 :])
+        require_shape("target", target, rows, "input's shape without classes")
     if weight is not None:
         require_tensor("weight", weight)
         require_match("weight", weight, "input", tensor, dtype=False)

@@ -1,14 +1,16 @@
 // dx_c = dloss (f p_c - (1 - e) w_t [c = t] - e / C w_c) with p = exp(x - m) / l recomputed and f the sum of what is
-// subtracted over all classes; 0 in a row that does not take part.
+// subtracted over all classes; 0 in a row that does not take part. With probabilities q (1 - e) w_c q_c is subtracted
+// in the place of that of the class, and dq_c = -dloss (1 - e) w_c log p_c.
 //
-// Grid and defines: those of forward.metal.
+// Grid and defines: those of forward.metal; X_GRADIENT and TARGET_GRADIENT, 1 for those that are wanted.
 #include "msl/exp.h"
 #include "ops/cross_entropy/args.h"
 
-kernel void cross_entropy_backward(const device element* x [[buffer(0)]], const device long* target [[buffer(1)]],
+kernel void cross_entropy_backward(const device element* x [[buffer(0)]], const device target_t* target [[buffer(1)]],
                                    const device accum* weight [[buffer(2)]], const device accum* d_loss [[buffer(3)]],
-                                   const device accum* statistics [[buffer(4)]], device element* dx [[buffer(5)]],
-                                   constant CrossEntropyArgs& args [[buffer(6)]],
+                                   const device accum* statistics [[buffer(4)]],
+                                   device target_t* d_target [[buffer(5)]], device element* dx [[buffer(6)]],
+                                   constant CrossEntropyArgs& args [[buffer(7)]],
                                    uint group [[threadgroup_position_in_grid]],
                                    ushort thread_index [[thread_index_in_threadgroup]]) {
     const Share share = share_of(group, thread_index, args.rows, args.length);
@@ -16,22 +18,31 @@ kernel void cross_entropy_backward(const device element* x [[buffer(0)]], const 
 
     x += offset_of<ROW_RANK>(share.row, args.sizes, args.x_rows);
     dx += offset_of<ROW_RANK>(share.row, args.sizes, args.dx_rows);
-    const Label label = label_of(target[offset_of<ROW_RANK>(share.row, args.sizes, args.target_rows)], weight, args);
+    target += offset_of<ROW_RANK>(share.row, args.sizes, args.target_rows);
+    d_target += offset_of<ROW_RANK>(share.row, args.sizes, args.d_target_rows);
+    const Label label = label_of(target, weight, args);
     const accum grad = d_loss[offset_of<ROW_RANK>(share.row, args.sizes, args.d_loss_rows)];
     const long place = offset_of<ROW_RANK>(share.row, args.sizes, args.loss_rows);
-    const accum m = statistics[place];
-    const accum scale = statistics[args.rows + place] * statistics[2 * args.rows + place];  // 1 / l times f
+    const accum m = statistics[place], inverse_l = statistics[args.rows + place];
+    const accum scale = inverse_l * statistics[2 * args.rows + place];  // times f
 
-    accum values[WIDTH];
+    accum values[WIDTH], result[WIDTH];
     for (int step = 0; share.holds(step); step++) {
         const int first = share.position(step);
         load(values, x + first * args.x_stride);
+#if TARGET_GRADIENT
+        for (short n = 0; n < WIDTH; n++)
+            result[n] = -grad * args.on_target * weight_of(weight, first + n) * (values[n] - m + log(inverse_l));
+        store(d_target + first * args.d_target_stride, result);
+#endif
+#if X_GRADIENT
+        spread_of(result, target, first, weight, args);
         for (short n = 0; n < WIDTH; n++) {
-            accum value = exp_difference(values[n], m) * scale;
+            accum value = exp_difference(values[n], m) * scale - result[n];
             if (first + n == label.c) value -= args.on_target * label.weight;
-            if (SMOOTHING) value -= args.on_each * weight_of(weight, first + n);
-            values[n] = label.counts ? grad * value : accum(0);
+            result[n] = label.counts ? grad * value : accum(0);
         }
-        store(dx + first * args.dx_stride, values);
+        store(dx + first * args.dx_stride, result);
+#endif
     }
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -44,6 +44,7 @@ class Case:
     layout: LayoutName = "contiguous"
     values: ValuesName = "normal"
     ignore_index: int = -100
+    probabilities: torch.dtype | None = None  # the target's dtype, if it holds those in the place of classes
 
     def inputs(self, dtype: torch.dtype, device: str = "cpu") -> Inputs:
         """Random tensors from PyTorch's generator."""
@@ -55,6 +56,8 @@ class Case:
         weight = torch.rand(classes, device=device).add(0.5).to(dtype) if self.weighted else None
         grad_loss = torch.randn(rows, device=device).to(dtype)
         x = lay(self._values(dim, target, device).to(dtype), self.layout)
+        if self.probabilities is not None:
+            target = lay(torch.rand(self.shape, device=device).to(self.probabilities), self.layout)
         return Inputs(x, target, weight, self.ignore_index, self.label_smoothing, grad_loss)
 
     def _values(self, dim: int, target: Tensor, device: str) -> Tensor:
@@ -86,5 +89,12 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
             target = Operand(torch.int64, tuple(strides))
             loss = Operand(accumulator_dtype(dtype), tuple(strides))
             options = (weighted, -100, smoothing)
-            yield plan.forward(plan.Problem(shape, 1, (x,), (target, loss), *options), capabilities)
-            yield plan.backward(plan.Problem(shape, 1, (x, x), (target, loss, loss), *options), capabilities)
+            rows = (("loss", loss), ("d_loss", loss))
+            classes = (shape, 1, (("x", x), ("dx", x)), (("target", target), *rows))
+            probabilities = replace(x, dtype=torch.float32)
+            operands = (("x", x), ("target", probabilities))
+            yield plan.forward(plan.Problem(shape, 1, (("x", x),), classes[3], *options), capabilities)
+            yield plan.backward(plan.Problem(*classes, *options), capabilities)
+            yield plan.forward(plan.Problem(shape, 1, operands, rows, *options), capabilities)
+            for wanted in ((("dx", x),), (("d_target", probabilities),), (("dx", x), ("d_target", probabilities))):
+                yield plan.backward(plan.Problem(shape, 1, (*operands, *wanted), rows, *options), capabilities)

@@ -1,14 +1,14 @@
 // loss = -(1 - e) w_t log p_t - e / C sum of w_c log p_c of each row, with log p = x - m - log l, the row's class t,
-// the classes' weights w and label smoothing e. The row is read once; its log-softmax is never written.
+// the classes' weights w and label smoothing e; with probabilities q -sum of w_c ((1 - e) q_c + e / C) log p_c. The row
+// is read once; its log-softmax is never written.
 //
-// Grid: ceil(rows / ROWS) threadgroups of THREADS threads, ROW_THREADS to a row. Defines: WEIGHTED, 0 or 1, for weights
-// other than 1; SMOOTHING, 0 or 1; ROW_RANK; those of msl/rows.h.
+// Grid: ceil(rows / ROWS) threadgroups of THREADS threads, ROW_THREADS to a row. Defines: those of args.h.
 #include "ops/cross_entropy/args.h"
 #include "ops/cross_entropy/smoothed_sum.h"
 
 // `row_weight` is w_t, 0 of a row that does not take part. `statistics` is [3][rows], for the backward pass: m, 1 / l
 // and the factor of p in the gradient.
-kernel void cross_entropy_forward(const device element* x [[buffer(0)]], const device long* target [[buffer(1)]],
+kernel void cross_entropy_forward(const device element* x [[buffer(0)]], const device target_t* target [[buffer(1)]],
                                   const device accum* weight [[buffer(2)]], device accum* loss [[buffer(3)]],
                                   device accum* row_weight [[buffer(4)]], device accum* statistics [[buffer(5)]],
                                   constant CrossEntropyArgs& args [[buffer(6)]],
@@ -20,27 +20,30 @@ kernel void cross_entropy_forward(const device element* x [[buffer(0)]], const d
 
     const Share share = share_of(group, thread_index, args.rows, args.length);
     x += offset_of<ROW_RANK>(share.row, args.sizes, args.x_rows);
-    accum values[WIDTH], weights[WIDTH];
+    target += offset_of<ROW_RANK>(share.row, args.sizes, args.target_rows);
+    accum values[WIDTH], spread[WIDTH];
     SmoothedSum sum;
     sum.start();
     for (int step = 0; share.holds(step); step++) {
         const int first = share.position(step);
         load(values, x + first * args.x_stride);
-        for (short n = 0; n < WIDTH; n++) weights[n] = SMOOTHING ? weight_of(weight, first + n) : accum(0);
-        sum.add(values, weights);
+        spread_of(spread, target, first, weight, args);
+        sum.add(values, spread);
     }
     sum = reduce(sum, MergeSmoothed(), scratch, simdgroup, lane);
     if (share.first > 0 || share.row >= args.rows) return;
 
-    const Label label = label_of(target[offset_of<ROW_RANK>(share.row, args.sizes, args.target_rows)], weight, args);
+    const Label label = label_of(target, weight, args);
     const accum m = sum.exponentials.m, log_l = log(sum.exponentials.l);
     accum total = 0, factor = 0;
     if (label.counts) {
-        total = -args.on_target * label.weight * (accum(x[label.c * args.x_stride]) - m - log_l);
-        factor = args.on_target * label.weight;
-#if SMOOTHING
-        total -= args.on_each * (sum.s - sum.w * log_l);
-        factor += args.on_each * sum.w;
+#if SPREAD
+        total = sum.w * log_l - sum.s;
+        factor = sum.w;
+#endif
+#if !PROBABILITIES
+        total -= args.on_target * label.weight * (accum(x[label.c * args.x_stride]) - m - log_l);
+        factor += args.on_target * label.weight;
 #endif
     }
     const long place = offset_of<ROW_RANK>(share.row, args.sizes, args.loss_rows);

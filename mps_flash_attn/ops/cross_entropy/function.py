@@ -19,7 +19,7 @@ from ..dtypes import accumulator_dtype
 from ..rows import Operand
 from . import plan
 
-__all__ = ["class_dim", "cross_entropy_backward", "cross_entropy_forward", "describe"]
+__all__ = ["class_dim", "cross_entropy_backward", "cross_entropy_forward", "describe", "number_dtype"]
 
 _forward_calls = PreparedCalls[launch.BoundLaunch]()
 _backward_calls = PreparedCalls[launch.BoundLaunch]()
@@ -30,20 +30,28 @@ def class_dim(x: Tensor) -> int:
     return min(x.dim(), 2) - 1
 
 
+def number_dtype(x: Tensor, target: Tensor) -> torch.dtype:
+    """What losses are computed in, of logits and of probabilities, if the target holds those."""
+    return accumulator_dtype(torch.promote_types(x.dtype, target.dtype))
+
+
+def _rows_shape(x: Tensor) -> tuple[int, ...]:
+    dim = class_dim(x)
+    return (*x.shape[:dim], *x.shape[dim + 1 :])
+
+
 def describe(
-    operands: tuple[Tensor, ...],
-    per_row: tuple[Tensor, ...],
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
+    tensors: dict[str, Tensor], weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> plan.Problem:
-    """The problem of a call; tensors in the order of `plan.Problem`."""
-    dim = class_dim(operands[0])
+    """The problem of a call, by the names of `plan.Problem`."""
+    x = tensors["x"]
+    dim = class_dim(x)
+    of_rows = {name: tensor for name, tensor in tensors.items() if tensor.dim() < x.dim()}
     return plan.Problem(
-        tuple(operands[0].shape),
+        tuple(x.shape),
         dim,
-        tuple(map(Operand.of, operands)),
-        tuple(Operand.without((dim,), tensor) for tensor in per_row),
+        tuple((name, Operand.of(tensor)) for name, tensor in tensors.items() if name not in of_rows),
+        tuple((name, Operand.without((dim,), tensor)) for name, tensor in of_rows.items()),
         weight is not None,
         ignore_index,
         label_smoothing,
@@ -53,12 +61,14 @@ def describe(
 def _require_operands(x: Tensor, target: Tensor, weight: Tensor | None) -> None:
     """What the kernels count on; the public function has better words."""
     dim = class_dim(x)
-    if target.dtype != torch.int64 or target.shape != x.shape[:dim] + x.shape[dim + 1 :]:
-        raise ValueError(f"target is {target.dtype} of shape {tuple(target.shape)}; accepted: int64 of x's without C")
+    probabilities = target.is_floating_point() and target.shape == x.shape
+    if not probabilities and (target.dtype != torch.int64 or target.shape != _rows_shape(x)):
+        raise ValueError(
+            f"target is {target.dtype} of shape {tuple(target.shape)}; accepted: int64 of x's without C, or "
+            "floating-point of x's"
+        )
     if weight is not None and (
-        weight.dtype != accumulator_dtype(x.dtype)
-        or weight.shape != x.shape[dim : dim + 1]
-        or not weight.is_contiguous()
+        weight.dtype != number_dtype(x, target) or weight.shape != x.shape[dim : dim + 1] or not weight.is_contiguous()
     ):
         raise ValueError(f"weight is {weight.dtype} of shape {tuple(weight.shape)}; accepted: the accumulator's, [C]")
 
@@ -81,31 +91,32 @@ def cross_entropy_forward(
 
     Args:
         x: logits ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]``.
-        target: int64 classes, ``x``'s shape without ``C``.
+        target: int64 classes, ``x``'s shape without ``C``; or probabilities, ``x``'s shape, any floating-point dtype.
         weight: of the classes, ``[C]``, contiguous, in the accumulator's dtype.
         ignore_index: class of rows that do not take part.
         label_smoothing: from 0 to 1.
 
     Returns:
-        Of each row the loss and the weight of its class, like ``target``, 0 where the row does not take part; and what
-        the backward pass needs, ``[3, *target.shape]``. In float32 (float64 for float64).
+        Of each row, in ``x``'s shape without ``C``, the loss and the weight of its class, 0 where the row does not take
+        part and 1 of probabilities; and what the backward pass needs, ``[3, ...]``. In float32 (float64 for float64).
 
     Raises:
         ValueError: a class that does not exist.
         UnsupportedError: a problem that no plan serves.
     """
     _require_operands(x, target, weight)
-    runtime, dtype, shape = for_device(x.device.type), accumulator_dtype(x.dtype), tuple(target.shape)
+    runtime, dtype, shape = for_device(x.device.type), number_dtype(x, target), _rows_shape(x)
     loss, row_weight, statistics = (
         launch.empty(each, dtype, x.device, runtime) for each in (shape, shape, (3, *shape))
     )
     if x.numel() == 0:
         return loss, row_weight, statistics
-    _require_classes(target, x.shape[class_dim(x)], ignore_index)
+    if not target.is_floating_point():
+        _require_classes(target, x.shape[class_dim(x)], ignore_index)
     problem = (geometry(x), geometry(target), weight is None, ignore_index, label_smoothing)
     call = _forward_calls.get(problem)
     if call is None:
-        described = describe((x,), (target, loss), weight, ignore_index, label_smoothing)
+        described = describe({"x": x, "target": target, "loss": loss}, weight, ignore_index, label_smoothing)
         call = launch.bind(plan.forward(described, runtime.CAPABILITIES), runtime)
         _forward_calls[problem] = call
     call(x, target, x if weight is None else weight, loss, row_weight, statistics)
@@ -121,34 +132,49 @@ def cross_entropy_backward(
     statistics: Tensor,
     ignore_index: int,
     label_smoothing: float,
-) -> Tensor:
-    """The gradient of the logits of `cross_entropy_forward` from that of the loss, like ``target``, any strides."""
+    x_wanted: bool = True,
+    target_wanted: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `cross_entropy_forward` from that of the loss, which has any strides.
+
+    Args:
+        x_wanted, target_wanted: which of them; of the target only if it holds probabilities.
+
+    Returns:
+        Those of the logits and of the target, like each; one that is not wanted has no elements.
+    """
     _require_operands(x, target, weight)
-    if grad_loss.shape != target.shape or grad_loss.dtype != statistics.dtype:
+    if grad_loss.shape != _rows_shape(x) or grad_loss.dtype != statistics.dtype:
         raise ValueError(
             f"grad_loss is {grad_loss.dtype} of shape {tuple(grad_loss.shape)}; accepted: {statistics.dtype} of "
-            f"target's shape, {tuple(target.shape)}"
+            f"the loss's shape, {_rows_shape(x)}"
         )
+    if target_wanted and not target.is_floating_point():
+        raise ValueError("target_wanted is True; accepted is False where the target holds classes")
     runtime, statistics = for_device(x.device.type), statistics.contiguous()
-    grad = launch.empty_like(x, runtime)
-    if x.numel() == 0:
-        return grad
-    problem = (*map(geometry, (grad_loss, x, target)), weight is None, ignore_index, label_smoothing)
+    operands = (("dx", x, x_wanted), ("d_target", target, target_wanted))
+    gradients = {name: launch.empty_like(like, runtime) for name, like, wanted in operands if wanted}
+    results = gradients.get("dx", x.new_empty(0)), gradients.get("d_target", x.new_empty(0))
+    if x.numel() == 0 or not gradients:
+        return results
+    problem = (*map(geometry, (grad_loss, x, target)), weight is None, ignore_index, label_smoothing, *gradients)
     call = _backward_calls.get(problem)
     if call is None:
-        described = describe((x, grad), (target, statistics[0], grad_loss), weight, ignore_index, label_smoothing)
+        tensors = {"x": x, "target": target, "loss": statistics[0], "d_loss": grad_loss, **gradients}
+        described = describe(tensors, weight, ignore_index, label_smoothing)
         call = launch.bind(plan.backward(described, runtime.CAPABILITIES), runtime)
         _backward_calls[problem] = call
-    call(x, target, x if weight is None else weight, grad_loss, statistics, grad)
-    return grad
+    d_target, dx = gradients.get("d_target", x), gradients.get("dx", x)  # nothing is written to x
+    call(x, target, x if weight is None else weight, grad_loss, statistics, d_target, dx)
+    return results
 
 
 @cross_entropy_forward.register_fake
 def _(
     x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    loss = x.new_empty(target.shape, dtype=accumulator_dtype(x.dtype))
-    return loss, torch.empty_like(loss), loss.new_empty((3, *target.shape))
+    loss = x.new_empty(_rows_shape(x), dtype=number_dtype(x, target))
+    return loss, torch.empty_like(loss), loss.new_empty((3, *loss.shape))
 
 
 @cross_entropy_backward.register_fake
@@ -160,8 +186,11 @@ def _(
     statistics: Tensor,
     ignore_index: int,
     label_smoothing: float,
-) -> Tensor:
-    return torch.empty_like(x)
+    x_wanted: bool = True,
+    target_wanted: bool = False,
+) -> tuple[Tensor, Tensor]:
+    dx = torch.empty_like(x) if x_wanted else x.new_empty(0)
+    return dx, torch.empty_like(target) if target_wanted else x.new_empty(0)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -176,10 +205,11 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *unused: Tensor | None) -> tup
     if grad_loss is None:
         return (None,) * 5
     x, target, weight, statistics = ctx.saved_tensors
-    grad = torch.ops.mps_flash_attn.cross_entropy_backward(
-        grad_loss, x, target, weight, statistics, ctx.ignore_index, ctx.label_smoothing
+    x_wanted, target_wanted = ctx.needs_input_grad[:2]
+    dx, d_target = torch.ops.mps_flash_attn.cross_entropy_backward(
+        grad_loss, x, target, weight, statistics, ctx.ignore_index, ctx.label_smoothing, x_wanted, target_wanted
     )
-    return grad, None, None, None, None
+    return dx if x_wanted else None, d_target if target_wanted else None, None, None, None
 
 
 cross_entropy_forward.register_autograd(_backward, setup_context=_save_for_backward)

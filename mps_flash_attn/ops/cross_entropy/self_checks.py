@@ -12,7 +12,7 @@ from ...launch import Capabilities
 from ...self_check import Expected, SelfCheck
 from . import plan
 from .cases import Case, Inputs
-from .expected import exact, pytorch
+from .expected import exact, exact_target_gradient, pytorch
 from .function import class_dim, describe
 
 __all__ = ["self_checks"]
@@ -22,6 +22,7 @@ _CASES = (
     Case((7, 24), weighted=True, label_smoothing=0.1, ignored=True),
     Case((3, 5001), values="offset"),
     Case((2, 30, 600), ignored=True),
+    Case((7, 24), weighted=True, label_smoothing=0.1, probabilities=torch.float32),
 )
 
 
@@ -38,11 +39,13 @@ def _checks(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Itera
     grad_loss = inputs.grad_loss.float()
     exact_loss, row_weight, exact_grad = exact(inputs)
     in_float = dataclasses.replace(inputs, x=x.float(), weight=weight, grad_loss=grad_loss)
-    loss, grad = pytorch(in_float)[0], pytorch(inputs)[1]
+    loss, (_, grad, *of_target) = pytorch(in_float)[0], pytorch(inputs)
     statistics = _statistics(inputs)
     options = (weight, case.ignore_index, case.label_smoothing)
     words = f"logits {' x '.join(map(str, case.shape))}{', every option' if case.weighted else ''}"
-    forward = plan.forward(describe((x,), (target, loss), *options), capabilities)
+    if of_target:
+        words += ", probabilities"
+    forward = plan.forward(describe({"x": x, "target": target, "loss": loss}, *options), capabilities)
     yield SelfCheck(
         words,
         dtype,
@@ -54,14 +57,16 @@ def _checks(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Itera
             Expected("statistics", statistics, statistics.float()),
         ),
     )
-    backward = plan.backward(describe((x, grad), (target, loss, grad_loss), *options), capabilities)
-    yield SelfCheck(
-        words,
-        dtype,
-        backward,
-        (x, target, x if weight is None else weight, grad_loss, statistics.float()),
-        (Expected("grad", exact_grad, grad),),
-    )
+    tensors = {"x": x, "target": target, "loss": loss, "d_loss": grad_loss, "dx": grad}
+    read: tuple[Tensor, ...] = (x, target, x if weight is None else weight, grad_loss, statistics.float())
+    results = [Expected("grad", exact_grad, grad)]
+    if of_target:
+        tensors["d_target"] = of_target[0]
+        results.insert(0, Expected("grad_target", exact_target_gradient(inputs), of_target[0]))
+    else:
+        read += (x,)  # nothing is written to it
+    backward = plan.backward(describe(tensors, *options), capabilities)
+    yield SelfCheck(words, dtype, backward, read, tuple(results))
 
 
 def _statistics(inputs: Inputs) -> Tensor:
@@ -70,7 +75,11 @@ def _statistics(inputs: Inputs) -> Tensor:
     x = inputs.x.double()
     m = x.amax(dim)
     weight = x.new_ones(x.shape[dim]) if inputs.weight is None else inputs.weight.double()
-    counts = inputs.target != inputs.ignore_index
-    smoothing, of_target = inputs.label_smoothing, weight[inputs.target * counts]
-    factor = counts * ((1 - smoothing) * of_target + smoothing * weight.mean())
+    smoothing = inputs.label_smoothing
+    if inputs.target.is_floating_point():
+        of_target = (weight * inputs.target.double().movedim(dim, -1)).sum(-1)
+        factor = (1 - smoothing) * of_target + smoothing * weight.mean()
+    else:
+        counts = inputs.target != inputs.ignore_index
+        factor = counts * ((1 - smoothing) * weight[inputs.target * counts] + smoothing * weight.mean())
     return torch.stack([m, 1 / (x - m.unsqueeze(dim)).exp().sum(dim), factor])
