@@ -97,7 +97,7 @@ def _given(dim: int | None) -> int:
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """The cross-entropy of logits with classes, or their probabilities, in one kernel; see :class:`torch.nn.CrossEntropyLoss`."""
+    """The cross-entropy of logits with classes or probabilities, fused; see :class:`torch.nn.CrossEntropyLoss`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
         return functional.cross_entropy(
