@@ -5,7 +5,8 @@
 // which lane holds what: one for Metal's 8 x 8 simdgroup matrices, one for the matrix instructions of NVIDIA's GPUs.
 //
 // Each defines TileA<T>, TileB<T>, TileC with `at(row slot, column slot)`, clear, mma, load_a, load_at, load_b,
-// load_bt, to_a, tile_row, tile_col, reduce_max and reduce_sum.
+// load_bt, to_a, tile_row, tile_col, reduce_max and reduce_sum, and whether B_TRANSPOSED: whether a lane's elements of
+// a right operand lie where those of the other tiles do, or so in its transpose.
 #pragma once
 
 #include "msl/types.h"
@@ -36,6 +37,19 @@ inline void load_a(thread TileA<element>& a, Source source, int rows, int column
             const short i = tile_row(lane, row), j = tile_col(lane, column);
             const bool inside = i < rows && j < columns;
             a.set(row, column, inside ? source.at(i, j) : element(0));
+        }
+}
+
+// The right operand from anything with `at(row, column)`, whose row k is row k of the operand, or with TRANSPOSED its
+// column k; what lies outside `rows` x `columns` is 0.
+template <bool TRANSPOSED, typename Source>
+inline void load_right(thread TileB<element>& b, Source source, int rows, int columns, ushort lane) {
+    for (short row = 0; row < 2; row++)
+        for (short column = 0; column < 4; column++) {
+            const short r = tile_row(lane, row), c = tile_col(lane, column);
+            const short i = TRANSPOSED == B_TRANSPOSED ? r : c, j = TRANSPOSED == B_TRANSPOSED ? c : r;
+            const bool inside = i < rows && j < columns;
+            b.set(row, column, inside ? source.at(i, j) : element(0));
         }
 }
 

@@ -20,10 +20,21 @@ inline void clear(thread TileC& c) {
             for (short column = 0; column < 2; column++) c.value[part][row][column] = 0;
 }
 
+constant constexpr bool B_TRANSPOSED = true;
+
+// Half of the 32 bits that hold two 16-bit elements.
+template <typename T>
+inline void set_half(thread uint& pair, short half_of_it, T value) {
+    const uint shift = half_of_it * 16;
+    pair = (pair & (0xffff0000 >> shift)) | (uint)as_type<ushort>(value) << shift;
+}
+
 // Right operand of 16-bit elements: pairs of rows, [column half][row half].
 template <typename T>
 struct TileB {
     uint pair[2][2];
+
+    void set(short row, short column, T value) thread { set_half(pair[row][column / 2], column % 2, value); }
 
     template <short LD>
     void load(const threadgroup T* source) thread {
@@ -41,11 +52,7 @@ template <typename T>
 struct TileA {
     uint pair[2][2];
 
-    void set(short row, short column, T value) thread {
-        const uint shift = column % 2 * 16;
-        thread uint& word = pair[column / 2][row];
-        word = (word & (0xffff0000 >> shift)) | (uint)as_type<ushort>(value) << shift;
-    }
+    void set(short row, short column, T value) thread { set_half(pair[column / 2][row], column % 2, value); }
     void take(thread TileC& c) thread {
         for (short part = 0; part < 2; part++)
             for (short row = 0; row < 2; row++)
@@ -71,6 +78,8 @@ struct TileA {
 template <>
 struct TileB<float> {
     float2 pair[2][2];  // [column half][row half], two adjacent rows
+
+    void set(short row, short column, float value) thread { pair[row][column / 2][column % 2] = value; }
 
     template <short LD>
     void load(const threadgroup float* source) thread {
@@ -127,19 +136,27 @@ struct TileA<float> {
     }
 };
 
-// double: the right operand stays in threadgroup memory, the left one is fetched from the lanes that hold it.
+// double: a lane fetches what it multiplies from the lanes that hold it.
 template <>
 struct TileB<double> {
-    const threadgroup double* source;
-    short row_step, column_step;
+    double value[2][4];  // of the transpose, as in an accumulator
 
+    void set(short row, short column, double x) thread { value[row][column] = x; }
     template <short LD>
-    void load(const threadgroup double* from) thread {
-        source = from, row_step = LD, column_step = 1;
+    void load(const threadgroup double* source) thread {
+        read(source, 1, LD);
     }
     template <short LD>
-    void load_transposed(const threadgroup double* from) thread {
-        source = from, row_step = 1, column_step = LD;
+    void load_transposed(const threadgroup double* source) thread {
+        read(source, LD, 1);
+    }
+    void read(const threadgroup double* source, short row_step, short column_step) thread {
+        const ushort lane = simt::own_lane();
+        for (short row = 0; row < 2; row++)
+            for (short column = 0; column < 4; column++) {
+                const short i = tile_row(lane) + row * 8, j = tile_col(lane) + column / 2 * 8 + column % 2;
+                value[row][column] = source[i * row_step + j * column_step];
+            }
     }
 };
 template <>
@@ -173,8 +190,8 @@ struct TileA<double> {
             const uint owner = lane / 4 * 4 + k % 8 / 2, slot = k / 8 * 2 + k % 2;
             const double left[2] = {simt::shuffle(value[0][slot], owner), simt::shuffle(value[1][slot], owner)};
             for (short column = 0; column < 4; column++) {
-                const short j = tile_col(lane) + column / 2 * 8 + column % 2;
-                const double right = b.source[k * b.row_step + j * b.column_step];
+                const uint right_owner = (tile_col(lane) + column % 2) * 4 + k % 8 / 2;
+                const double right = simt::shuffle(b.value[column / 2][slot], right_owner);
                 for (short row = 0; row < 2; row++) c.at(row, column) += left[row] * right;
             }
         }
@@ -206,6 +223,18 @@ template <short LD>
 inline void load_bt(thread TileB<element>& b, const threadgroup element* source) {
     b.template load_transposed<LD>(source);
 }
+// A whole right operand from 16 rows of device memory: row k of the memory is row k of the operand, or with TRANSPOSED
+// its column k.
+template <bool TRANSPOSED>
+inline void load_right(thread TileB<element>& b, const device element* source, long row_stride) {
+    const ushort lane = simt::own_lane();
+    for (short row = 0; row < 2; row++)
+        for (short column = 0; column < 4; column++) {
+            const short r = tile_row(lane) + row * 8, c = tile_col(lane) + column / 2 * 8 + column % 2;
+            b.set(row, column, TRANSPOSED ? source[r * row_stride + c] : source[c * row_stride + r]);
+        }
+}
+
 // An accumulator as the left operand of the next product, rounded to `element`.
 inline void to_a(thread TileA<element>& a, thread TileC& c) { a.take(c); }
 

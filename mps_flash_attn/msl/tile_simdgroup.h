@@ -11,7 +11,10 @@ struct TileA {
 template <typename T>
 struct TileB {
     simdgroup_matrix<T, 8, 8> part[2][2];
+
+    void set(short row, short column, T value) thread { part[row][column / 2].thread_elements()[column % 2] = value; }
 };
+constant constexpr bool B_TRANSPOSED = false;
 struct TileC {
     simdgroup_matrix<accum, 8, 8> part[2][2];
 
@@ -70,6 +73,17 @@ inline void load_bt(thread TileB<element>& b, const threadgroup element* source)
     for (short k = 0; k < 2; k++)
         for (short column = 0; column < 2; column++)
             simdgroup_load(b.part[k][column], source + column * 8 * LD + k * 8, LD, ulong2(0, 0), true);
+}
+
+// A whole right operand from 16 rows of device memory: row k of the memory is row k of the operand, or with TRANSPOSED
+// its column k.
+template <bool TRANSPOSED>
+inline void load_right(thread TileB<element>& b, const device element* source, long row_stride) {
+    for (short k = 0; k < 2; k++)
+        for (short column = 0; column < 2; column++) {
+            const short i = (TRANSPOSED ? column : k) * 8, j = (TRANSPOSED ? k : column) * 8;
+            simdgroup_load(b.part[k][column], source + i * row_stride + j, row_stride, ulong2(0, 0), TRANSPOSED);
+        }
 }
 
 // An accumulator as the left operand of the next product, rounded to `element`.

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mps_flash_attn import cli, launch, tune
 from mps_flash_attn.errors import UnsupportedError
@@ -128,6 +129,74 @@ def test_device_bytes_are_those_the_plan_predicts(kernel: plan.Kernel, seed: int
             assert abs(counted - promised) <= 0.1 * promised, f"{tiling}: {counted} bytes, predicted {promised}"
 
 
+def run(kernel: plan.Kernel, inputs: Inputs, tiling: plan.Tiling) -> list[Tensor]:
+    """What a kernel writes with a tiling."""
+    launch = plan.walk(problem(inputs), simulator.CAPABILITIES, kernel, tiling)
+    read, expected = operands(inputs)[launch.kernel]
+    outputs = [torch.full_like(x.pytorch, torch.nan) for x in expected]
+    bind(launch, simulator)(*read, *outputs)
+    return outputs
+
+
+def work(kernel: plan.Kernel, inputs: Inputs, tiling: plan.Tiling) -> simulator.Counters:
+    """What it does for that."""
+    with simulator.profile() as counts:
+        run(kernel, inputs, tiling)
+    return counts.total
+
+
+#: The same products in the same order, once from threadgroup memory and once from device memory.
+STAGED = plan.Tiling(32, 2, 2, pad=False, stage_values=False)
+NOT_STAGED = dataclasses.replace(STAGED, staged=False)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@settings(max_examples=20)
+@given(
+    case=st.builds(
+        Case,
+        queries=st.integers(1, 100),
+        keys=st.integers(1, 100),
+        head_size=st.sampled_from((33, 37, 47)),
+        batch=st.integers(1, 2),
+        query_heads=st.just(2),
+        key_heads=st.sampled_from((1, 2)),
+        causal=st.sampled_from((Causal.TOP_LEFT, Causal.BOTTOM_RIGHT)),
+        layout=st.sampled_from(("contiguous", "transposed", "sliced")),
+        rotation=st.builds(
+            plan.Rotation, st.integers(1, 16), interleaved=st.just(False), query_position=st.integers(0, 9)
+        ),
+    ),
+    dtype=st.sampled_from((torch.float16, torch.float64)),
+    seed=st.integers(0, 2**31),
+)
+def test_same_bits_with_and_without_staging(kernel: plan.Kernel, case: Case, dtype: torch.dtype, seed: int) -> None:
+    """Ends of rows and of columns within a tile, turned tiles and plain ones."""
+    torch.manual_seed(seed)
+    inputs = case.inputs(dtype)
+    with simulator.check():
+        direct = run(kernel, inputs, NOT_STAGED)
+    for ours, same in zip(direct, run(kernel, inputs, STAGED), strict=True):
+        assert torch.equal(ours, same)
+
+
+@pytest.mark.parametrize(("kernel", "uses"), [*zip(KERNELS, (2, 3, 4), strict=True)])
+@pytest.mark.parametrize("simdgroups", [1, 2])
+def test_what_staging_saves_and_costs(kernel: plan.Kernel, uses: int, simdgroups: int, seed: int) -> None:
+    """Without it each simdgroup reads a block once for every product that it is used in; one alone loses nothing."""
+    length, block = 128, STAGED.block
+    inputs = Case(length, length, 40, batch=1, query_heads=1, key_heads=1).inputs(torch.float16)
+    tiling = dataclasses.replace(STAGED, simdgroups=simdgroups)
+    staged, direct = (work(kernel, inputs, dataclasses.replace(tiling, staged=staged)) for staged in (True, False))
+    threadgroups, row_bytes, padded_row_bytes = length // tiling.own, 40 * 2, 48 * 2
+    assert staged.threadgroup_barriers == threadgroups * 2 * (length // block)
+    assert staged.threadgroup_bytes_written == threadgroups * 2 * length * padded_row_bytes
+    assert direct.threadgroup_barriers == direct.threadgroup_bytes_written == direct.threadgroup_bytes_read == 0
+    more = threadgroups * length * row_bytes * (uses * simdgroups - 2)
+    assert direct.device_bytes_read == staged.device_bytes_read + more
+    assert (more == 0) == (kernel is plan.FORWARD and simdgroups == 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -139,12 +208,24 @@ def test_device_bytes_are_those_the_plan_predicts(kernel: plan.Kernel, seed: int
         ({"buffers": 2}, r"2 buffers; forward has 1 to 1"),
         ({"row_tiles": 0}, r"0 row tiles"),
         ({"hold": 3}, r"held in the way 3"),
+        (
+            {"staged": False, "hold": plan.Hold.STAGED},
+            r"blocks that are not staged, but rows that are kept; they would",
+        ),
     ],
 )
 def test_refused_with_a_reason(changes: dict[str, Any], reason: str) -> None:
     tiling = dataclasses.replace(plan.default_tiling(some_problem(), simulator.CAPABILITIES), **changes)
     with pytest.raises(UnsupportedError, match=reason):
         plan.forward(some_problem(), simulator.CAPABILITIES, tiling)
+
+
+def test_a_tiling_that_stages_nothing_but_asks_for_more_is_refused() -> None:
+    wanted = dataclasses.replace(STAGED, staged=False, buffers=2, stage_values=True)
+    with pytest.raises(
+        UnsupportedError, match=r"blocks that are not staged, but a second buffer and values; they would"
+    ):
+        plan.walk(some_problem(), simulator.CAPABILITIES, plan.BACKWARD_DKV, wanted)
 
 
 READ_AGAIN = plan.Tiling(block=32, hold=plan.Hold.NOWHERE)

@@ -3,16 +3,16 @@
 //
 // A threadgroup takes BK keys of one key head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BQ queries of
 // each query head in turn, so no two threadgroups add to the same gradient. Grid: (ceil(Lk / BK), Hkv, B) threadgroups
-// of THREADS threads. Define: STAGE_VALUES, 1 when threadgroup memory has room for the queries' lse and delta beside
-// the tiles.
+// of THREADS threads. Define: STAGE_VALUES, 1 when the queries' lse and delta are staged beside the tiles, where memory
+// has room for them.
 #include "msl/copy.h"
 #include "msl/mask.h"
 #include "msl/softmax.h"
 #include "msl/tile.h"
 #include "ops/attention/args.h"
+#include "ops/attention/block_pair.h"
 #include "ops/attention/operand.h"
 #include "ops/attention/rotary.h"
-#include "ops/attention/staged_pair.h"
 
 kernel void attention_backward_dkv(
     const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
@@ -22,7 +22,11 @@ kernel void attention_backward_dkv(
     device element* dv [[buffer(10)]], constant AttentionArgs& args [[buffer(11)]],
     uint3 block [[threadgroup_position_in_grid]], ushort thread_index [[thread_index_in_threadgroup]],
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
+#if STAGED
     threadgroup chunk tiles[pair_chunks<BQ>()];
+#else
+    threadgroup chunk* const tiles = nullptr;
+#endif
 #if STAGE_VALUES
     threadgroup accum lse_tile[BUFFERS][BQ];
     threadgroup accum delta_tile[BUFFERS][BQ];
@@ -55,11 +59,16 @@ kernel void attention_backward_dkv(
     clear(dv_acc);
 
     const int queries = args.queries;
-    StagedPair<BQ> pair = {tiles, q, d_o, args.q_stride[2], args.do_stride[2], queries, D, of_queries, thread_index, 0};
+    BlockPair<BQ> pair = {tiles,
+                          {q, args.q_stride[2], queries, D, of_queries},
+                          {d_o, args.do_stride[2], queries, D, not_turned()},
+                          thread_index,
+                          lane,
+                          0};
     for (int head = key_head * args.group; head < (key_head + 1) * args.group; head++) {
         const ScoreMask mask = score_mask(args, attn_mask, batch, head);
         const long first_row = (batch * args.query_heads + head) * queries;
-        const int own_queries = rows > 0 ? mask.first_query(j0) : queries;  // of those, all before are masked
+        const int own_queries = rows > 0 ? mask.first_query(j0) : queries + BQ;  // all before are masked
         const int first = mask.first_query(block_row) / BQ * BQ;
 
         pair.start(q + matrix_offset(args.q_stride, batch, head), d_o + matrix_offset(args.do_stride, batch, head),
@@ -75,8 +84,8 @@ kernel void attention_backward_dkv(
             if (i0 + BQ <= own_queries) continue;
 
             TileC s[ROW_TILES][BQ / TILE], dp[ROW_TILES][BQ / TILE];
-            k_rows.times_transposed(s, pair.first_tile());    // S^T = K Q^T
-            v_rows.times_transposed(dp, pair.second_tile());  // dP^T = V dO^T
+            k_rows.times_transposed(s, pair.first_at(i0));    // S^T = K Q^T
+            v_rows.times_transposed(dp, pair.second_at(i0));  // dP^T = V dO^T
             if (mask.touches(i0, j0, BQ, OWN_ROWS)) apply<true>(mask, s, i0, j0, lane);
             for (short i = 0; i < BQ / TILE; i++) {
                 const int i_tile = i0 + i * TILE;
@@ -91,8 +100,8 @@ kernel void attention_backward_dkv(
                     weights_and_gradient(s[r][i], dp[r][i], mask.unit, lse_columns,
                                          delta_columns);  // dS = P (dP - delta)
             }
-            add_product(dv_acc, s, pair.second_tile());  // dV += P^T dO
-            add_product(dk_acc, dp, pair.first_tile());  // dK += dS^T Q
+            add_product(dv_acc, s, pair.second_at(i0));  // dV += P^T dO
+            add_product(dk_acc, dp, pair.first_at(i0));  // dK += dS^T Q
         }
     }
 

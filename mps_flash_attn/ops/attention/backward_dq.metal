@@ -8,9 +8,9 @@
 #include "msl/softmax.h"
 #include "msl/tile.h"
 #include "ops/attention/args.h"
+#include "ops/attention/block_pair.h"
 #include "ops/attention/operand.h"
 #include "ops/attention/rotary.h"
-#include "ops/attention/staged_pair.h"
 
 kernel void attention_backward_dq(
     const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
@@ -20,7 +20,11 @@ kernel void attention_backward_dq(
     constant AttentionArgs& args [[buffer(10)]], uint3 block [[threadgroup_position_in_grid]],
     uint3 blocks [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
+#if STAGED
     threadgroup chunk tiles[pair_chunks<BK>()];
+#else
+    threadgroup chunk* const tiles = nullptr;
+#endif
 
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
     const ScoreMask mask = score_mask(args, attn_mask, batch, head);
@@ -59,7 +63,12 @@ kernel void attention_backward_dq(
 
     k += matrix_offset(args.k_stride, batch, key_head);
     v += matrix_offset(args.v_stride, batch, key_head);
-    StagedPair<BK> pair = {tiles, k, v, args.k_stride[2], args.v_stride[2], mask.keys, D, of_keys, thread_index, 0};
+    BlockPair<BK> pair = {tiles,
+                          {k, args.k_stride[2], mask.keys, D, of_keys},
+                          {v, args.v_stride[2], mask.keys, D, not_turned()},
+                          thread_index,
+                          lane,
+                          0};
     pair.start(k, v, 0);
     for (int j0 = 0; j0 < block_keys; j0 += BK) {
         pair.prepare(j0);
@@ -67,13 +76,13 @@ kernel void attention_backward_dq(
         if (j0 >= own_keys) continue;
 
         TileC s[ROW_TILES][BK / TILE], dp[ROW_TILES][BK / TILE];
-        q_rows.times_transposed(s, pair.first_tile());     // S = Q K^T
-        do_rows.times_transposed(dp, pair.second_tile());  // dP = dO V^T
+        q_rows.times_transposed(s, pair.first_at(j0));     // S = Q K^T
+        do_rows.times_transposed(dp, pair.second_at(j0));  // dP = dO V^T
         if (mask.touches(i0, j0, OWN_ROWS, BK)) apply<false>(mask, s, i0, j0, lane);
         for (short r = 0; r < ROW_TILES; r++)
             for (short j = 0; j < BK / TILE; j++)
                 weights_and_gradient(s[r][j], dp[r][j], mask.unit, lse_rows[r], delta_rows[r]);  // dS = P (dP - delta)
-        add_product(acc, dp, pair.first_tile());                                                 // dQ += dS K
+        add_product(acc, dp, pair.first_at(j0));                                                 // dQ += dS K
     }
 
     rows_t scale[ROW_TILES];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from ...launch import Capabilities, Launch
+from ..dtypes import accumulator_dtype
+from ..rope import reference as rope
+from ..rope.api import rope_tables
 from . import plan
 from .function import Causal
 
@@ -38,6 +42,21 @@ class Inputs:
     causal: Causal
     grad_out: Tensor
     grad_lse: Tensor
+    rotation: plan.Rotation | None = None
+    tables: tuple[Tensor, Tensor] | None = None  # of cosines and sines, where there is a rotation
+
+    def turned(self) -> Inputs:
+        """The problem without rotation that has the same results: query and key are turned, and rounded."""
+        rotation, tables = self.rotation, self.tables
+        if rotation is None or tables is None:
+            return self
+
+        def turn(x: Tensor, first: int) -> Tensor:
+            cos, sin = (table[first : first + x.shape[2]] for table in tables)
+            return rope.rope(x.to(cos.dtype), cos, sin, rotation.interleaved).to(x.dtype)
+
+        query, key = turn(self.query, rotation.query_position), turn(self.key, 0)
+        return dataclasses.replace(self, query=query, key=key, rotation=None, tables=None)
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,7 @@ class Case:
     mask: MaskName = "none"
     mask_dtype: torch.dtype = torch.float32
     scale: float | None = None
+    rotation: plan.Rotation | None = None
 
     def inputs(self, dtype: torch.dtype, device: str = "cpu") -> Inputs:
         """Random tensors from PyTorch's generator: standard normal values, and about a quarter of the keys masked."""
@@ -76,8 +96,14 @@ class Case:
             scale=self.head_size**-0.5 if self.scale is None else self.scale,
             causal=self.causal,
             grad_out=grad_out,
-            grad_lse=grad_lse.to(torch.promote_types(dtype, torch.float32)),
+            grad_lse=grad_lse.to(accumulator_dtype(dtype)),
+            rotation=self.rotation,
+            tables=None if self.rotation is None else self._tables(self.rotation, dtype, device),
         )
+
+    def _tables(self, rotation: plan.Rotation, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+        rows = max(rotation.query_position + self.queries, self.keys)
+        return rope_tables(rows, 2 * rotation.pairs, dtype=accumulator_dtype(dtype), device=device)
 
     def _tensor(self, heads: int, length: int, dtype: torch.dtype, device: str) -> Tensor:
         batch, size = self.batch, self.head_size
@@ -108,7 +134,7 @@ class Case:
 def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
     """Launches that between them take every branch of the kernels' preprocessor, in each dtype that Metal has.
 
-    The head of 17 stands for the tilings that are no default on an Apple GPU.
+    The head of 17 stands for the tilings that are no default.
     """
     capabilities = capabilities or Capabilities()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -137,5 +163,7 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
             yield from plan.backward(problem, capabilities, lse_gradient=aligned)
             if head_size == 17:
                 for kernel in (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV):
-                    staged = plan.Tiling(16, 2, 2, plan.Hold.STAGED, buffers=kernel.most_buffers)
-                    yield plan.walk(problem, capabilities, kernel, staged)
+                    all_staged = plan.Tiling(16, 2, 2, plan.Hold.STAGED, buffers=kernel.most_buffers)
+                    nothing_staged = plan.Tiling(16, 2, 2, stage_values=False, staged=False)
+                    for tiling in (all_staged, nothing_staged):
+                        yield plan.walk(problem, capabilities, kernel, tiling)

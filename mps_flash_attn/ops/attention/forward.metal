@@ -1,13 +1,14 @@
 // O = softmax(scale Q K^T + mask) V and the log-sum-exp of each row: FlashAttention-2 (arXiv:2307.08691), algorithm 1.
 //
-// A threadgroup takes BQ queries of one head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BK keys. The copy
-// of a block's values goes on while its scores are computed, that of the next block's keys while its weights are
-// applied. Grid: (ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads.
+// A threadgroup takes BQ queries of one head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BK keys. Where
+// they are staged, the copy of a block's values goes on while its scores are computed, that of the next block's keys
+// while its weights are applied. Grid: (ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads.
 #include "msl/copy.h"
 #include "msl/mask.h"
 #include "msl/softmax.h"
 #include "msl/tile.h"
 #include "ops/attention/args.h"
+#include "ops/attention/block.h"
 #include "ops/attention/operand.h"
 #include "ops/attention/rotary.h"
 
@@ -20,8 +21,12 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
                               ushort thread_index [[thread_index_in_threadgroup]],
                               ushort simdgroup [[simdgroup_index_in_threadgroup]],
                               ushort lane [[thread_index_in_simdgroup]]) {
+#if STAGED
     threadgroup chunk k_tile[staged_chunks<BK, BD>()];
     threadgroup chunk v_tile[staged_chunks<BK, BD>()];
+#else
+    threadgroup chunk *const k_tile = nullptr, *const v_tile = nullptr;
+#endif
 
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
     const ScoreMask mask = score_mask(args, attn_mask, batch, head);
@@ -50,27 +55,25 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     TileC acc[ROW_TILES][BD / TILE];
     clear(acc);
 
-    if (block_keys > 0) stage<BK, BD, THREADS>(k_tile, k, k_stride, mask.keys, D, of_keys, thread_index);
+    const Blocks keys{k, k_stride, mask.keys, D, of_keys}, values{v, v_stride, mask.keys, D, not_turned()};
+    if (block_keys > 0) keys.stage_at<BK>(0, k_tile, thread_index);
     for (int j0 = 0; j0 < block_keys; j0 += BK) {
         TileC s[ROW_TILES][BK / TILE];
         finish_copies();
-        threadgroup_barrier(mem_flags::mem_threadgroup);  // the keys are there, the values before are used
-        stage<BK, BD, THREADS>(v_tile, v + j0 * v_stride, v_stride, mask.keys - j0, D, thread_index);
-        if (j0 < own_keys) q_rows.times_transposed(s, (const threadgroup element*)k_tile);  // S = Q K^T
+        if (STAGED) threadgroup_barrier(mem_flags::mem_threadgroup);  // the keys are there, the values before are used
+        values.stage_at<BK>(j0, v_tile, thread_index);
+        if (j0 < own_keys) q_rows.times_transposed(s, keys.at(j0, k_tile, lane));  // S = Q K^T
 
         finish_copies();
-        threadgroup_barrier(mem_flags::mem_threadgroup);  // the values are there, the keys are used
-        const int next = j0 + BK;
-        if (next < block_keys)
-            stage<BK, BD, THREADS>(k_tile, k + next * k_stride, k_stride, mask.keys - next, D, of_keys.from(next),
-                                   thread_index);
+        if (STAGED) threadgroup_barrier(mem_flags::mem_threadgroup);  // the values are there, the keys are used
+        if (j0 + BK < block_keys) keys.stage_at<BK>(j0 + BK, k_tile, thread_index);
         if (j0 >= own_keys) continue;
         if (mask.touches(i0, j0, OWN_ROWS, BK)) apply<false>(mask, s, i0, j0, lane);
         for (short r = 0; r < ROW_TILES; r++) {
             const rows_t factor = softmax[r].update(s[r]);  // P = exp(S - m)
             for (short d = 0; d < BD / TILE; d++) scale_rows(acc[r][d], factor);
         }
-        add_product(acc, s, (const threadgroup element*)v_tile);  // O += P V
+        add_product(acc, s, values.at(j0, v_tile, lane));  // O += P V
     }
 
     rows_t inverse[ROW_TILES];

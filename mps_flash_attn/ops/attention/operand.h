@@ -1,12 +1,13 @@
-// The two products of attention: rows kept by a simdgroup times rows staged in threadgroup memory.
+// The two products of attention: rows kept by a simdgroup times a block of rows that its threadgroup walks over.
 //
 // Defines: BD, head size rounded up to whole tiles; ROW_TILES, tiles of 16 rows that a simdgroup keeps, which share
-// what it loads of the staged rows; HOLD, where the kept rows are, one of the values below.
+// what it loads of a block; HOLD, where the kept rows are, one of the values below.
 #pragma once
 
 #include "msl/copy.h"
 #include "msl/mask.h"
 #include "msl/tile.h"
+#include "ops/attention/block.h"
 #include "ops/attention/rotary.h"
 
 #define HOLD_NOWHERE 0    // read again from device memory for every block, because they fit nowhere else
@@ -64,10 +65,9 @@ struct Rows {
     }
 #endif
 
-    // products[r][n] = rows * staged^T, for 16 staged rows each; staged is [N * 16][BD].
+    // products[r][n] = rows * block^T, for 16 rows of the block each; the block is [N * 16][BD].
     template <short N>
-    void times_transposed(thread TileC (&products)[ROW_TILES][N], const threadgroup element* staged) const thread {
-        constexpr short LD = staged_stride<BD>();
+    void times_transposed(thread TileC (&products)[ROW_TILES][N], Block block) const thread {
         for (short r = 0; r < ROW_TILES; r++)
             for (short n = 0; n < N; n++) clear(products[r][n]);
         for (short d = 0; d < BD / TILE; d++) {
@@ -75,25 +75,23 @@ struct Rows {
             for (short r = 0; r < ROW_TILES; r++) load(a[r], r, d);
             for (short n = 0; n < N; n++) {
                 TileB<element> b;
-                load_bt<LD>(b, staged + n * TILE * LD + d * TILE);
+                block.load<true>(b, n, d);
                 for (short r = 0; r < ROW_TILES; r++) mma(products[r][n], a[r], b);
             }
         }
     }
 };
 
-// acc += weights * staged; weights is [OWN_ROWS][N * 16], rounded to `element`, staged [N * 16][BD], acc
+// acc += weights * block; weights is [OWN_ROWS][N * 16], rounded to `element`, the block [N * 16][BD], acc
 // [OWN_ROWS][BD].
 template <short N>
-inline void add_product(thread TileC (&acc)[ROW_TILES][BD / TILE], thread TileC (&weights)[ROW_TILES][N],
-                        const threadgroup element* staged) {
-    constexpr short LD = staged_stride<BD>();
+inline void add_product(thread TileC (&acc)[ROW_TILES][BD / TILE], thread TileC (&weights)[ROW_TILES][N], Block block) {
     for (short n = 0; n < N; n++) {
         TileA<element> a[ROW_TILES];
         for (short r = 0; r < ROW_TILES; r++) to_a(a[r], weights[r][n]);
         for (short d = 0; d < BD / TILE; d++) {
             TileB<element> b;
-            load_b<LD>(b, staged + n * TILE * LD + d * TILE);
+            block.load<false>(b, n, d);
             for (short r = 0; r < ROW_TILES; r++) mma(acc[r][d], a[r], b);
         }
     }

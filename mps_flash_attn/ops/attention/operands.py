@@ -1,6 +1,11 @@
-"""What each attention kernel reads and has to write; it reads exact results, so that each kernel stands for itself."""
+"""What each attention kernel reads and has to write; it reads exact results, so that each kernel stands for itself.
+
+Where queries and keys are turned, the kernels' gradients are those of what was turned: nothing turns them back here.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor
@@ -21,7 +26,7 @@ def problem(inputs: Inputs) -> plan.Problem:
     """The plan's problem for the inputs, which may be on the device ``meta``, and contiguous outputs."""
     like = {"out": inputs.query, "dq": inputs.query, "dk": inputs.key, "dv": inputs.value}
     outputs = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in like.items()}
-    return describe(
+    described = describe(
         inputs.query,
         inputs.key,
         inputs.value,
@@ -32,12 +37,14 @@ def problem(inputs: Inputs) -> plan.Problem:
         grad_out=inputs.grad_out,
         **outputs,
     )
+    return dataclasses.replace(described, rotation=inputs.rotation)
 
 
 def operands(inputs: Inputs) -> dict[str, Operands]:
     """The operands of each kernel by its name; the inputs are CPU tensors, the outputs contiguous as in `problem`."""
     dtype, grad_out, grad_lse = inputs.query.dtype, inputs.grad_out, inputs.grad_lse
-    out, lse, dq, dk, dv = map(Expected, NAMES, exact(inputs), (x.contiguous() for x in pytorch(inputs)))
+    plain = inputs.turned()
+    out, lse, dq, dk, dv = map(Expected, NAMES, exact(plain), (x.contiguous() for x in pytorch(plain)))
     exact_out = out.reference.to(dtype)
     delta = Expected(
         "delta",
@@ -45,7 +52,7 @@ def operands(inputs: Inputs) -> dict[str, Operands]:
         _delta(grad_out.to(grad_lse.dtype), exact_out.to(grad_lse.dtype), grad_lse),
     )
     mask = inputs.query if inputs.attn_mask is None else inputs.attn_mask
-    read = inputs.query, inputs.key, inputs.value, mask, *(inputs.query,) * 2  # in the place of tables
+    read = inputs.query, inputs.key, inputs.value, mask, *(inputs.tables or (inputs.query,) * 2)
     exact_lse, exact_delta = (x.reference.to(grad_lse.dtype) for x in (lse, delta))
     read_backward = (*read, grad_out, exact_lse, exact_delta)
     return {
@@ -59,6 +66,7 @@ def operands(inputs: Inputs) -> dict[str, Operands]:
 def words(case: Case) -> str:
     """The case in a few words."""
     extras = f"{', causal' if case.causal else ''}{', mask' if case.mask != 'none' else ''}"
+    extras += ", rotary" if case.rotation else ""
     grouped = ", grouped heads" if case.query_heads != case.key_heads else ""
     return f"{case.queries} x {case.keys}, D {case.head_size}{grouped}{extras}"
 

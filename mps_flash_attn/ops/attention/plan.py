@@ -127,13 +127,15 @@ class Tiling:
     """How a kernel's work is cut up. Results do not depend on it, but for rounding; time does.
 
     Attributes:
-        block: rows that a block brings to threadgroup memory, of two matrices.
+        block: rows of a block, of two matrices.
         simdgroups: of a threadgroup.
         row_tiles: tiles of 16 rows that each of them keeps.
         hold: where they keep them.
         pad: whether the rows of staged tiles are 16 bytes apart, so that those of a column fall into different banks.
         buffers: 2 to copy a block while the one before it is used.
         stage_values: whether the numbers of each staged row, where there are such, are staged with it.
+        staged: whether a threadgroup copies blocks to threadgroup memory; if not, its simdgroups read them from device
+            memory, each for itself, and nothing else is staged either.
     """
 
     block: int
@@ -143,6 +145,7 @@ class Tiling:
     pad: bool = True
     buffers: int = 1
     stage_values: bool = True
+    staged: bool = True
 
     @property
     def own(self) -> int:
@@ -155,19 +158,22 @@ class Tiling:
 
     def threadgroup_bytes(self, problem: Problem, kernel: Kernel) -> int:
         """Of all tiles and values."""
+        if not self.staged:
+            return 0
         row = _padded_head(problem) * problem.dtype.itemsize + self.pad * _CHUNK_BYTES
         held = self.own * kernel.matrices * row if self.hold == Hold.STAGED else 0
         values = kernel.values * max(problem.dtype.itemsize, 4) if self.stage_values else 0
         return held + self.buffers * self.block * (2 * row + values)
 
     def defines(self) -> tuple[Define, ...]:
-        """Those of ``copy.h``, ``operand.h`` and ``staged_pair.h``."""
+        """Those of ``copy.h``, ``operand.h``, ``block.h`` and ``block_pair.h``."""
         return (
             ("THREADS", self.threads),
             ("ROW_TILES", self.row_tiles),
             ("HOLD", int(self.hold)),
             ("PAD", int(self.pad)),
             ("BUFFERS", self.buffers),
+            ("STAGED", int(self.staged)),
         )
 
 
@@ -300,6 +306,8 @@ def tilings(problem: Problem, capabilities: Capabilities, kernel: Kernel = FORWA
     values = (True, False) if kernel.values else (True,)
     for options in itertools.product(blocks, (1, 2, 4, 8), (1, 2), holds, (True, False), buffers, values):
         yield Tiling(*options)
+    for block, simdgroups, row_tiles, hold in itertools.product(blocks, (1, 2, 4, 8), (1, 2), holds[:2]):
+        yield Tiling(block, simdgroups, row_tiles, hold, pad=False, stage_values=not kernel.values, staged=False)
 
 
 def shape_class(problem: Problem) -> str:
@@ -326,6 +334,14 @@ def _checked(tiling: Tiling | None, problem: Problem, capabilities: Capabilities
         raise UnsupportedError(f"{tiling.row_tiles} row tiles held in the way {tiling.hold}")
     if not 1 <= tiling.buffers <= kernel.most_buffers:
         raise UnsupportedError(f"{tiling.buffers} buffers; {kernel.name} has 1 to {kernel.most_buffers}")
+    staged_too = {
+        "rows that are kept": tiling.hold == Hold.STAGED,
+        "a second buffer": tiling.buffers > 1,
+        "values": tiling.stage_values and kernel.values > 0,
+    }
+    if not tiling.staged and any(staged_too.values()):
+        reasons = " and ".join(name for name, wanted in staged_too.items() if wanted)
+        raise UnsupportedError(f"blocks that are not staged, but {reasons}; they would need its memory and barriers")
     used, available = tiling.threadgroup_bytes(problem, kernel), _available(problem, capabilities)
     if used > available:
         raise UnsupportedError(f"{used} bytes of threadgroup memory; the device has {available}")
@@ -390,15 +406,15 @@ def walk(problem: Problem, capabilities: Capabilities, kernel: Kernel, tiling: T
     """
     tiling = _checked(tiling, problem, capabilities, kernel)
     (q, k, v), d_o = problem.layouts[:3], problem.layouts[4:5]
-    staged: tuple[Layout, ...]
+    walked: tuple[Layout, ...]
     kept: tuple[Layout, ...]
     if kernel.keeps_keys:
         queries, keys, length, heads = tiling.block, tiling.own, problem.keys, problem.key_heads
-        staged, kept = (q, *d_o), (k, v)
+        walked, kept = (q, *d_o), (k, v)
     else:
         queries, keys, length, heads = tiling.own, tiling.block, problem.queries, problem.query_heads
-        staged, kept = (k, v), (q, *d_o)[: kernel.matrices]
-    copied = (*staged, *kept) if tiling.hold == Hold.STAGED else staged
+        walked, kept = (k, v), (q, *d_o)[: kernel.matrices]
+    copied = (walked if tiling.staged else ()) + (kept if tiling.hold == Hold.STAGED else ())
     defines: tuple[Define, ...] = (
         *_common_defines(problem),
         ("BQ", queries),
@@ -513,15 +529,24 @@ def _turning_bytes(problem: Problem) -> int:
 
 
 def _walk_over_keys(problem: Problem, defines: dict[str, int], *, rows: int) -> int:
-    """What one head's threadgroups read of keys and values, and of the ``rows`` matrices of queries they keep."""
-    own, staged, kept = defines["BQ"], defines["BK"], defines["ROW_TILES"] * _TILE
+    """What one head's threadgroups read of keys and values, and of the ``rows`` matrices of queries they keep.
+
+    A simdgroup uses keys in as many products as it keeps matrices, values in one.
+    """
+    own, walked, kept = defines["BQ"], defines["BK"], defines["ROW_TILES"] * _TILE
     read = turned = 0
     for block in range(0, problem.queries, own):
-        steps = -(-_visible_keys(problem, block + own - 1) // staged)
-        read += 2 * min(steps * staged, problem.keys)
-        turned += min(steps * staged, problem.keys)
+        if defines["STAGED"]:
+            staged = min(-(-_visible_keys(problem, block + own - 1) // walked) * walked, problem.keys)
+            read += 2 * staged
+            turned += staged
         for first in range(block, min(block + own, problem.queries), kept):
-            times = 1 if defines["HOLD"] else -(-_visible_keys(problem, first + kept - 1) // staged)
+            steps = -(-_visible_keys(problem, first + kept - 1) // walked)
+            if not defines["STAGED"]:
+                used = min(steps * walked, problem.keys)
+                read += (rows + 1) * used
+                turned += rows * used
+            times = 1 if defines["HOLD"] else steps
             read += rows * times * min(kept, problem.queries - first)
             turned += times * min(kept, problem.queries - first)
     return read * _row_bytes(problem) + turned * _turning_bytes(problem)
@@ -559,19 +584,21 @@ def _dq_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
 
 
 def _dkv_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
-    own, staged, kept = defines["BK"], defines["BQ"], defines["ROW_TILES"] * _TILE
+    own, walked, kept = defines["BK"], defines["BQ"], defines["ROW_TILES"] * _TILE
     rows = values = turned = 0
     for block in range(0, problem.keys, own):
-        first = _first_query(problem, block) // staged * staged
+        first = _first_query(problem, block) // walked * walked
         visited = max(problem.queries - first, 0)
-        rows += 2 * visited
-        turned += visited
+        rows += 2 * visited if defines["STAGED"] else 0
+        turned += visited if defines["STAGED"] else 0
         values += visited * 2 if defines["STAGE_VALUES"] else 0
         for key in range(block, min(block + own, problem.keys), kept):
-            start = max(_first_query(problem, key) // staged * staged, first)
+            start = max(_first_query(problem, key) // walked * walked, first)
             computed = max(problem.queries - start, 0)
+            rows += 0 if defines["STAGED"] else 4 * computed  # each of the two matrices in two products
+            turned += 0 if defines["STAGED"] else 2 * computed
             values += 0 if defines["STAGE_VALUES"] else 2 * 2 * _SHARING * computed
-            read_again = 0 if defines["HOLD"] else min(kept, problem.keys - key) * -(-computed // staged)
+            read_again = 0 if defines["HOLD"] else min(kept, problem.keys - key) * -(-computed // walked)
             rows += 2 * read_again
             turned += read_again
     held = 2 * problem.keys * problem.batch * problem.key_heads if defines["HOLD"] else 0

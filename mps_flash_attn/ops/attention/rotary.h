@@ -48,14 +48,14 @@ struct TurnedRows {
     }
 };
 
-// As `stage`, of turned rows.
+// As `stage`, of rows that may be turned.
 template <short ROWS, short COLUMNS, short THREAD_COUNT>
 inline void stage(threadgroup chunk* target, const device element* source, long row_stride, int rows, int columns,
                   Rotary rotary, ushort thread_index) {
-#if ROTARY == ROTARY_NONE
-    stage<ROWS, COLUMNS, THREAD_COUNT>(target, source, row_stride, rows, columns, thread_index);
-#else
-    const TurnedRows turned{source, row_stride, 0, rotary};
-    stage_elements<ROWS, COLUMNS, THREAD_COUNT>(target, turned, rows, columns, thread_index);
-#endif
+    if (ROTARY == ROTARY_NONE || rotary.pairs == 0) {
+        stage<ROWS, COLUMNS, THREAD_COUNT>(target, source, row_stride, rows, columns, thread_index);
+    } else {
+        const TurnedRows turned{source, row_stride, 0, rotary};
+        stage_elements<ROWS, COLUMNS, THREAD_COUNT>(target, turned, rows, columns, thread_index);
+    }
 }
