@@ -17,6 +17,7 @@ from ..calls import PreparedCalls, geometry
 from ..checks import refuse_second_derivatives
 from ..dtypes import accumulator_dtype
 from ..rows import Operand
+from ..vmap import InDims, each, last, lead
 from . import plan
 
 __all__ = ["class_dim", "cross_entropy_backward", "cross_entropy_forward", "describe", "number_dtype"]
@@ -214,3 +215,45 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *unused: Tensor | None) -> tup
 
 cross_entropy_forward.register_autograd(_backward, setup_context=_save_for_backward)
 refuse_second_derivatives("cross_entropy_backward", "cross_entropy")
+
+
+def _join(x: Tensor, dim: int | None, size: int, single: bool) -> Tensor:
+    """One more dimension of rows: the last, or of ``single`` rows the first, so that classes stay where they are."""
+    return lead(x, dim, size) if single else last(x, dim, size)
+
+
+@cross_entropy_forward.register_vmap
+def _(
+    info: Any, in_dims: InDims, x: Tensor, target: Tensor, weight: Tensor | None, *options: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    operator, size = torch.ops.mps_flash_attn.cross_entropy_forward, info.batch_size
+    if in_dims[2] is not None:
+        return each(operator, size, (x, target, weight, *options), in_dims)
+    single = x.dim() - (in_dims[0] is not None) == 1
+    results = operator(_join(x, in_dims[0], size, single), _join(target, in_dims[1], size, single), weight, *options)
+    return results, tuple(each_.dim() - 1 for each_ in results)
+
+
+@cross_entropy_backward.register_vmap
+def _(
+    info: Any,
+    in_dims: InDims,
+    grad_loss: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    *wanted: bool,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    operator, size = torch.ops.mps_flash_attn.cross_entropy_backward, info.batch_size
+    options = (ignore_index, label_smoothing, *wanted)
+    if in_dims[3] is not None:
+        return each(operator, size, (grad_loss, x, target, weight, statistics, *options), in_dims)
+    single = x.dim() - (in_dims[1] is not None) == 1
+    grad_loss, x, target = (
+        _join(each_, dim, size, single) for each_, dim in zip((grad_loss, x, target), in_dims, strict=False)
+    )
+    results = operator(grad_loss, x, target, weight, last(statistics, in_dims[4], size), *options)
+    return results, tuple(None if each_.dim() < x.dim() else 0 if single else x.dim() - 1 for each_ in results)

@@ -19,6 +19,7 @@ from ..calls import PreparedCalls, geometry
 from ..checks import refuse_second_derivatives
 from ..reduction.function import sum_
 from ..rows import Operand
+from ..vmap import InDims, each, lead
 from . import plan
 from .plan import Operation
 
@@ -291,3 +292,44 @@ elementwise.register_autograd(_backward, setup_context=_save)
 gate_halves.register_autograd(_halves_backward, setup_context=_save_halves)
 refuse_second_derivatives("elementwise_backward", "elementwise operations")
 refuse_second_derivatives("gate_halves_backward", "elementwise operations")
+
+
+def _promotes_alike(operands: list[tuple[Tensor | None, int | None]]) -> bool:
+    """Whether one more dimension leaves the dtype of the result: a mapped number beside another dtype would count."""
+    given = [(x, x.dim() - (dim is not None)) for x, dim in operands if x is not None]
+    return len({x.dtype for x, _ in given}) == 1 or all(rank > 0 for _, rank in given)
+
+
+@elementwise.register_vmap
+def _(info: Any, in_dims: InDims, x: Tensor, y: Tensor | None, *options: Any) -> tuple[Tensor, int]:
+    operator, size = torch.ops.mps_flash_attn.elementwise, info.batch_size
+    operands = list(zip((x, y), in_dims, strict=False))
+    if not _promotes_alike(operands):
+        return each(operator, size, (x, y, *options), in_dims)
+    rank = max(each_.dim() - (dim is not None) for each_, dim in operands if each_ is not None)
+    tensors = (each_ if each_ is None else lead(each_, dim, size, rank) for each_, dim in operands)
+    return operator(*tensors, *options), 0
+
+
+@elementwise_backward.register_vmap
+def _(
+    info: Any, in_dims: InDims, grad: Tensor, x: Tensor, y: Tensor | None, *options: Any
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    operator, size = torch.ops.mps_flash_attn.elementwise_backward, info.batch_size
+    operands = list(zip((grad, x, y), in_dims, strict=False))
+    if not _promotes_alike(operands[1:]):
+        return each(operator, size, (grad, x, y, *options), in_dims)
+    rank = grad.dim() - (in_dims[0] is not None)
+    tensors = (each_ if each_ is None else lead(each_, dim, size, rank) for each_, dim in operands)
+    return operator(*tensors, *options), tuple(0 if wanted else None for wanted in options[-2:])
+
+
+@gate_halves.register_vmap
+def _(info: Any, in_dims: InDims, x: Tensor, activation: str) -> tuple[Tensor, int]:
+    return torch.ops.mps_flash_attn.gate_halves(lead(x, in_dims[0], info.batch_size), activation), 0
+
+
+@gate_halves_backward.register_vmap
+def _(info: Any, in_dims: InDims, grad: Tensor, x: Tensor, activation: str) -> tuple[Tensor, int]:
+    tensors = (lead(each_, dim, info.batch_size) for each_, dim in zip((grad, x), in_dims, strict=False))
+    return torch.ops.mps_flash_attn.gate_halves_backward(*tensors, activation), 0

@@ -19,6 +19,7 @@ from ...runtime.base import for_device
 from ..calls import PreparedCalls, address, geometry
 from ..checks import refuse_second_derivatives, require_match, require_tensor
 from ..strides import coalesce
+from ..vmap import InDims, each, lead
 from . import plan
 
 __all__ = [
@@ -303,3 +304,16 @@ def _sparse_gradient(grad_output: Tensor, indices: Tensor, rows: int, padding_ro
 
 embedding_forward.register_autograd(_backward, setup_context=_save_for_backward)
 refuse_second_derivatives("embedding_backward", "embedding")
+
+
+@embedding_forward.register_vmap
+def _(info: Any, in_dims: InDims, indices: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, int]:
+    operator, size = torch.ops.mps_flash_attn.embedding_forward, info.batch_size
+    if in_dims[1] is not None:
+        return each(operator, size, (indices, weight, *options), in_dims)
+    return operator(lead(indices, in_dims[0], size), weight, *options), 0
+
+
+@embedding_backward.register_vmap
+def _(info: Any, in_dims: InDims, *args: Any) -> tuple[Tensor, int]:
+    return each(torch.ops.mps_flash_attn.embedding_backward, info.batch_size, args, in_dims)

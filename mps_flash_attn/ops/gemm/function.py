@@ -20,6 +20,7 @@ from ...runtime.base import for_device
 from ..calls import PreparedCalls, address, geometry
 from ..dtypes import accumulator_dtype
 from ..strides import coalesce
+from ..vmap import InDims, each, lead
 from . import plan
 from .activation import Activation
 
@@ -288,31 +289,16 @@ gemm_epilogue_backward.register_autograd(_second_backward, setup_context=_save_f
 
 
 def _vmap(
-    info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor, bias: Tensor | None, activation: int, save: bool
+    info: Any, in_dims: InDims, a: Tensor, b: Tensor, bias: Tensor | None, activation: int, save: bool
 ) -> tuple[tuple[Tensor, Tensor], tuple[int | None, int | None]]:
     """One call with the mapped dimension as the first batch dimension; a call for each where the bias is mapped."""
-    a_dim, b_dim, bias_dim = in_dims[:3]
-    if bias is not None and bias_dim is not None:
-        calls = [
-            gemm_operator(
-                a if a_dim is None else a.select(a_dim, i),
-                b if b_dim is None else b.select(b_dim, i),
-                bias.select(bias_dim, i),
-                activation,
-                save,
-            )
-            for i in range(info.batch_size)
-        ]
-        return (torch.stack([c for c, _ in calls]), torch.stack([z for _, z in calls])), (0, 0)
-    rank = max(x.dim() - (dim is not None) for x, dim in ((a, a_dim), (b, b_dim)))
-
-    def lead(x: Tensor, dim: int | None) -> Tensor:
-        if dim is None:
-            return x
-        x = x.movedim(dim, 0)
-        return x.view(x.shape[0], *(1,) * (rank - x.dim() + 1), *x.shape[1:])
-
-    return gemm_operator(lead(a, a_dim), lead(b, b_dim), bias, activation, save), (0, 0 if save else None)
+    size = info.batch_size
+    if bias is not None and in_dims[2] is not None:
+        return each(gemm_operator, size, (a, b, bias, activation, save), in_dims)
+    operands = list(zip((a, b), in_dims, strict=False))
+    rank = max(x.dim() - (dim is not None) for x, dim in operands)
+    a, b = (x if dim is None else lead(x, dim, size, rank) for x, dim in operands)
+    return gemm_operator(a, b, bias, activation, save), (0, 0 if save else None)
 
 
 gemm.register_vmap(_vmap)

@@ -22,6 +22,7 @@ from ..checks import refuse_second_derivatives
 from ..dtypes import accumulator_dtype
 from ..reduction.function import sum_
 from ..strides import coalesce
+from ..vmap import InDims, each, lead
 from . import plan
 
 __all__ = ["add_norm", "describe", "norm", "norm_backward", "norm_backward_parameters"]
@@ -394,3 +395,53 @@ norm.register_autograd(_norm_backward, setup_context=_save_norm)
 add_norm.register_autograd(_add_norm_backward, setup_context=_save_add_norm)
 refuse_second_derivatives("norm_backward", "normalisation")
 refuse_second_derivatives("norm_backward_parameters", "normalisation")
+
+
+def _statistics_inside(statistics: Tensor, size: int) -> Tensor:
+    """Statistics of all rows, ``[3 or 1, rows]``, as those of each call."""
+    return statistics.unflatten(1, (size, -1)) if statistics.shape[1] else statistics.view(len(statistics), size, 0)
+
+
+@norm.register_vmap
+def _(info: Any, in_dims: InDims, x: Tensor, *others: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    operator, size = torch.ops.mps_flash_attn.norm, info.batch_size
+    if any(dim is not None for dim in in_dims[1:3]):
+        return each(operator, size, (x, *others), in_dims)
+    y, statistics = operator(lead(x, in_dims[0], size), *others)
+    return (y, _statistics_inside(statistics, size)), (0, 1)
+
+
+@add_norm.register_vmap
+def _(
+    info: Any, in_dims: InDims, x: Tensor, residual: Tensor, *others: Any
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    operator, size = torch.ops.mps_flash_attn.add_norm, info.batch_size
+    if any(dim is not None for dim in in_dims[2:4]):
+        return each(operator, size, (x, residual, *others), in_dims)
+    y, total, statistics = operator(lead(x, in_dims[0], size), lead(residual, in_dims[1], size), *others)
+    return (y, total, _statistics_inside(statistics, size)), (0, 0, 1)
+
+
+@norm_backward.register_vmap
+def _(
+    info: Any,
+    in_dims: InDims,
+    grad: Tensor,
+    grad_sum: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    *others: Any,
+) -> tuple[Tensor, int]:
+    operator, size = torch.ops.mps_flash_attn.norm_backward, info.batch_size
+    if in_dims[3] is not None:
+        return each(operator, size, (grad, grad_sum, x, weight, statistics, *others), in_dims)
+    grad, x = lead(grad, in_dims[0], size), lead(x, in_dims[2], size)
+    grad_sum = None if grad_sum is None else lead(grad_sum, in_dims[1], size)
+    of_rows = lead(statistics, in_dims[4], size).transpose(0, 1).flatten(1)
+    return operator(grad, grad_sum, x, weight, of_rows, *others), 0
+
+
+@norm_backward_parameters.register_vmap
+def _(info: Any, in_dims: InDims, *args: Any) -> tuple[Tensor, int]:
+    return each(torch.ops.mps_flash_attn.norm_backward_parameters, info.batch_size, args, in_dims)

@@ -18,6 +18,7 @@ from ..calls import PreparedCalls, geometry
 from ..checks import refuse_second_derivatives
 from ..dtypes import accumulator_dtype
 from ..rows import Operand
+from ..vmap import InDims, lead
 from . import plan
 from .plan import Operation
 
@@ -182,3 +183,30 @@ def _amax_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 sum_.register_autograd(_sum_backward, setup_context=_save_for_sum)
 amax.register_autograd(_amax_backward, setup_context=_save_for_amax)
 refuse_second_derivatives("reduction_amax_backward", "amax")
+
+
+def _inner(dims: list[int]) -> list[int]:
+    return [dim + 1 for dim in dims]
+
+
+@sum_.register_vmap
+def _(info: Any, in_dims: InDims, x: Tensor, dims: list[int], keepdim: bool, dtype: torch.dtype) -> tuple[Tensor, int]:
+    operator, x = torch.ops.mps_flash_attn.reduction_sum, lead(x, in_dims[0], info.batch_size)
+    if x.dim() == 1:  # numbers: nothing is added
+        return x.to(dtype, copy=True), 0
+    return operator(x, _inner(dims), keepdim, dtype), 0
+
+
+@amax.register_vmap
+def _(info: Any, in_dims: InDims, x: Tensor, dims: list[int], keepdim: bool) -> tuple[Tensor, int]:
+    operator, x = torch.ops.mps_flash_attn.reduction_amax, lead(x, in_dims[0], info.batch_size)
+    return (x.clone() if x.dim() == 1 else operator(x, _inner(dims), keepdim)), 0
+
+
+@amax_backward.register_vmap
+def _(
+    info: Any, in_dims: InDims, grad_out: Tensor, x: Tensor, out: Tensor, dims: list[int], keepdim: bool
+) -> tuple[Tensor, int]:
+    operator, size = torch.ops.mps_flash_attn.reduction_amax_backward, info.batch_size
+    grad_out, x, out = (lead(each_, dim, size) for each_, dim in zip((grad_out, x, out), in_dims, strict=False))
+    return (grad_out.clone() if x.dim() == 1 else operator(grad_out, x, out, _inner(dims), keepdim)), 0

@@ -21,6 +21,7 @@ from ..calls import PreparedCalls, address, geometry
 from ..checks import require_match, require_shape, require_tensor
 from ..dtypes import accumulator_dtype
 from ..strides import coalesce
+from ..vmap import InDims, each, lead
 from . import plan
 from .plan import Angles
 
@@ -253,3 +254,20 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 rope.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@rope.register_vmap
+def _(
+    info: Any,
+    in_dims: InDims,
+    input: Tensor,
+    positions: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, int]:
+    operator, others = torch.ops.mps_flash_attn.rope, (positions, cos, sin)
+    shared = positions is None or positions.dim() == 1, cos is None or cos.dim() == 2, sin is None or sin.dim() == 2
+    if not all(shared) or any(dim is not None for dim in in_dims[1:4]):
+        return each(operator, info.batch_size, (input, *others, *options), in_dims)
+    return operator(lead(input, in_dims[0], info.batch_size), *others, *options), 0

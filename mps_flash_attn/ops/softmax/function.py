@@ -16,6 +16,7 @@ from ...runtime.base import for_device
 from ..calls import PreparedCalls, geometry
 from ..checks import refuse_second_derivatives
 from ..rows import Operand
+from ..vmap import InDims, lead
 from . import plan
 
 __all__ = ["describe", "softmax_backward", "softmax_forward"]
@@ -107,3 +108,19 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 softmax_forward.register_autograd(_backward, setup_context=_save_for_backward)
 refuse_second_derivatives("softmax_backward", "softmax and log_softmax")
+
+
+@softmax_forward.register_vmap
+def _(info: Any, in_dims: InDims, x: Tensor, dim: int, log: bool, dtype: torch.dtype) -> tuple[Tensor, int]:
+    x = lead(x, in_dims[0], info.batch_size)
+    rows = x if x.dim() > 1 else x.unsqueeze(1)  # a number is a row of one
+    return torch.ops.mps_flash_attn.softmax_forward(rows, dim + 1, log, dtype).view_as(x), 0
+
+
+@softmax_backward.register_vmap
+def _(
+    info: Any, in_dims: InDims, grad_out: Tensor, out: Tensor, dim: int, log: bool, dtype: torch.dtype
+) -> tuple[Tensor, int]:
+    grad_out, out = (lead(x, mapped, info.batch_size) for x, mapped in zip((grad_out, out), in_dims, strict=False))
+    rows = (x if x.dim() > 1 else x.unsqueeze(1) for x in (grad_out, out))
+    return torch.ops.mps_flash_attn.softmax_backward(*rows, dim + 1, log, dtype).view_as(out), 0
