@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mps_flash_attn import UnsupportedError, flash_attention
+from mps_flash_attn import UnsupportedError, flash_attention, source
 from mps_flash_attn.functional import Rotary, rope, rope_tables
 from mps_flash_attn.ops.attention import api, function, plan
 from mps_flash_attn.ops.attention.cases import Case
 from mps_flash_attn.ops.attention.expected import exact, pytorch
 from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.ops.attention.self_checks import self_checks
 from mps_flash_attn.ops.rope import reference
 from mps_flash_attn.runtime import simulator
 from tests.tolerance import assert_accurate
@@ -169,6 +170,17 @@ def test_device_bytes_are_those_the_plan_predicts(seed: int) -> None:
             (record.counters.device_bytes_written, predicted.written),
         ):
             assert abs(counted - expected) <= 0.1 * expected, f"{launch.kernel}: {counted} bytes, predicted {expected}"
+
+
+def test_the_doctor_notices_a_wrong_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    specialise = source.specialise
+    monkeypatch.setattr(
+        source, "specialise", lambda *args: specialise(*args).replace("u * turn.cosine - v", "u * turn.cosine + v")
+    )
+    checks = [x for x in self_checks(simulator.CAPABILITIES) if "rotary" in x.problem and x.dtype == torch.float32]
+    passed = {x.launch.kernel: x.measure(simulator, "cpu").passed for x in checks}
+    turning = ("attention_forward", "attention_backward_dq", "attention_backward_dkv")
+    assert passed == {**dict.fromkeys(turning, False), "attention_backward_delta": True}
 
 
 def test_operators_keep_pytorchs_rules(seed: int) -> None:

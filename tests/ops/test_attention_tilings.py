@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mps_flash_attn import cli, launch, tune
 from mps_flash_attn.errors import UnsupportedError
+from mps_flash_attn.functional import rope_tables
 from mps_flash_attn.launch import BoundLaunch, Launch, Runtime, bind
 from mps_flash_attn.ops.attention import function, plan, tuning
 from mps_flash_attn.ops.attention.cases import Case, Inputs, LayoutName, MaskName
@@ -267,6 +268,19 @@ def test_a_stored_choice_is_used_by_the_next_call_and_by_a_new_process() -> None
 
 
 @pytest.mark.usefixtures("own_store")
+def test_rotary_attention_has_choices_of_its_own() -> None:
+    def call() -> None:
+        inputs = Case(30, 30, 64, batch=1).inputs(torch.float32)
+        function.attention_forward(inputs.query, inputs.key, inputs.value, None, inputs.scale, 1, *rope_tables(30, 64))
+
+    choice = Choice(dataclasses.asdict(READ_AGAIN), 1.0, None, "ms")
+    tune.put({KEY: choice})
+    assert used_hold(call) == 1
+    tune.put({dataclasses.replace(KEY, shape_class=KEY.shape_class.replace("causal", "causal-rotary")): choice})
+    assert used_hold(call) == 0
+
+
+@pytest.mark.usefixtures("own_store")
 def test_a_stored_choice_that_no_longer_plans_gives_way_to_the_default() -> None:
     too_large = dataclasses.replace(READ_AGAIN, block=512)
     tune.put({KEY: Choice(dataclasses.asdict(too_large), 1.0, None, "ms")})
@@ -286,8 +300,9 @@ def test_the_command_line_tunes_what_calls_then_use(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_heads_that_repeat_others_have_their_results(kernel: plan.Kernel) -> None:
-    case = Case(40, 40, 64, batch=1, query_heads=6, key_heads=6, causal=Causal.TOP_LEFT)
+@pytest.mark.parametrize("rotation", [None, plan.Rotation(32, interleaved=False, query_position=0)], ids=["", "rotary"])
+def test_heads_that_repeat_others_have_their_results(kernel: plan.Kernel, rotation: plan.Rotation | None) -> None:
+    case = Case(40, 40, 64, batch=1, query_heads=6, key_heads=6, causal=Causal.TOP_LEFT, rotation=rotation)
     subject = tuning.subject(kernel, case, torch.float32, simulator.CAPABILITIES)
     read, _ = subject.operands()
     assert read[0].shape == case.inputs(torch.float32, "meta").query.shape
@@ -297,9 +312,7 @@ def test_heads_that_repeat_others_have_their_results(kernel: plan.Kernel) -> Non
 
 
 def test_every_kernel_has_subjects_that_its_plans_take() -> None:
-    found = {
-        subject.kernel
-        for operation, subject in tune.subjects(simulator.CAPABILITIES, "cpu")
-        if operation == "attention"
-    }
-    assert found == {f"attention_{kernel.name}" for kernel in KERNELS}
+    found = [subject for operation, subject in tune.subjects(simulator.CAPABILITIES, "cpu") if operation == "attention"]
+    assert {subject.kernel for subject in found} == {f"attention_{kernel.name}" for kernel in KERNELS}
+    assert len({subject.name for subject in found}) == len(found), "two stand for the same class"
+    assert any("rotary" in subject.shape_class for subject in found)

@@ -314,7 +314,8 @@ def shape_class(problem: Problem) -> str:
     """The name of the problems that share a tuned tiling; their dtype is named beside it."""
     causal = "" if problem.causal_offset is None else "-causal"
     queries, keys = ("short" if n <= _SHORT else "long" for n in (problem.queries, problem.keys))
-    return f"D{_padded_head(problem)}{causal}-{queries}-queries-{keys}-keys"
+    rotary = "" if problem.rotation is None else "-rotary"
+    return f"D{_padded_head(problem)}{causal}{rotary}-{queries}-queries-{keys}-keys"
 
 
 def _checked(tiling: Tiling | None, problem: Problem, capabilities: Capabilities, kernel: Kernel) -> Tiling:
@@ -449,10 +450,11 @@ def delta(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -> L
         UnsupportedError: with the reason.
     """
     _refuse(problem, capabilities)
+    like_any = dataclasses.replace(problem, mask=None, causal_offset=None, rotation=None)  # it sees no scores
     return Launch(
         file=f"{_FOLDER}/backward_delta.metal",
         kernel="attention_backward_delta",
-        defines=(*_common_defines(problem), ("LSE_GRADIENT", int(lse_gradient))),
+        defines=(*_common_defines(like_any), ("LSE_GRADIENT", int(lse_gradient))),
         words=_words(problem),
         threads=(_LANES * problem.queries, problem.query_heads, problem.batch),
         group_size=(_DELTA_THREADS, 1, 1),

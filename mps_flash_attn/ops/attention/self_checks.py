@@ -21,12 +21,14 @@ _PLAIN = Case(128, 128, 64, batch=1)
 _MASKED = Case(
     70, 90, 80, query_heads=4, key_heads=2, causal=Causal.BOTTOM_RIGHT, mask="additive", mask_dtype=torch.float16
 )
+#: Some columns turned and some not, and queries that begin after the keys.
+_ROTARY = Case(40, 60, 48, batch=1, causal=Causal.BOTTOM_RIGHT, rotation=plan.Rotation(16, False, 20))
 
 
 def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
     """Checks of the forward and backward kernels in each dtype that Metal has, made one problem at a time."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for case in (_PLAIN, _MASKED):
+        for case in (_PLAIN, _MASKED, _ROTARY):
             yield from _checks(case, dtype, capabilities)
 
 

@@ -23,6 +23,8 @@ __all__ = ["subject", "subjects"]
 _KERNELS = (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _HEAD_SIZES = (64, 128, 80, 96, 256)
+#: Those of models with rotary position embedding, which is tuned with a causal mask.
+_ROTARY_HEAD_SIZES = (64, 128)
 #: Lengths and heads of long and short sequences by type of device: on a GPU so many heads that a launch takes longer
 #: than its call in Python, on the simulator, where the count of work is exact however little there is, one.
 _SIZES = {
@@ -33,16 +35,21 @@ _SIZES = {
 #: Heads that differ, so that one head taken for its neighbour is noticed; the others repeat them, which spares most of
 #: the reference.
 _DISTINCT_HEADS = 2
+#: Of tables of cosines and sines, ``[P, R / 2]``; all else has heads.
+_TABLE_DIMS = 2
 
 
 def subjects(capabilities: Capabilities, device: str) -> Iterator[Subject]:
     """The kernels on each class of problems, in sizes that suit the device."""
     sizes = _SIZES[device]
     for dtype, head_size, (length, heads) in itertools.product(_DTYPES, _HEAD_SIZES, sizes):
-        for causal in (Causal.TOP_LEFT, Causal.NONE):
-            case = Case(length, length, head_size, batch=1, query_heads=heads, key_heads=heads, causal=causal)
-            for kernel in _KERNELS:
-                yield subject(kernel, case, dtype, capabilities)
+        causal = Case(length, length, head_size, 1, heads, heads, Causal.TOP_LEFT)
+        cases = [causal, dataclasses.replace(causal, causal=Causal.NONE)]
+        if head_size in _ROTARY_HEAD_SIZES:
+            turned = plan.Rotation(head_size // 2, interleaved=False, query_position=0)
+            cases.append(dataclasses.replace(causal, rotation=turned))
+        for case, kernel in itertools.product(cases, _KERNELS):
+            yield subject(kernel, case, dtype, capabilities)
 
 
 def subject(kernel: plan.Kernel, case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Subject:
@@ -70,9 +77,9 @@ def _operands(case: Case, dtype: torch.dtype) -> dict[str, Operands]:
 
 
 def _repeated(read: tuple[Tensor, ...], written: tuple[Expected, ...], repeats: int) -> Operands:
-    """Operands with as many times the heads, the first of them after the last."""
+    """Operands with as many times the heads, the first of them after the last; tables are those of all heads."""
 
     def repeat(tensor: Tensor) -> Tensor:
-        return torch.cat([tensor] * repeats, dim=1)
+        return tensor if tensor.dim() == _TABLE_DIMS else torch.cat([tensor] * repeats, dim=1)
 
     return tuple(map(repeat, read)), tuple(Expected(x.name, repeat(x.reference), repeat(x.pytorch)) for x in written)
