@@ -85,7 +85,10 @@ bench-gpu: $(INSTALLED)
 	        --tokens 16384 --width 2048 --length 512 1024 2048 4096 8192 16384 --head-dim 64 128 256 \
 	        --json out/cuda.jsonl --plot out/cuda.png $(ARGS) || exit 1; \
 	done; done
-	$(BIN)/python benchmarks/gpu_operations.py --json out/cuda-operations.jsonl
+	for op in norm softmax cross_entropy elementwise; do for dtype in float32 float16 bfloat16; do \
+	    $(BIN)/python benchmarks/run.py --op $$op --device cuda --backward --dtype $$dtype --json out/operations.jsonl \
+	        || exit 1; \
+	done; done
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info mps_flash_attn/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

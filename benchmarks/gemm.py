@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import records
+import timing
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -45,9 +44,6 @@ examples:
   python benchmarks/run.py --op gemm --device cuda --dtype float16 --size 4096 8192 --json out/gemm.jsonl
 """
 
-#: A measurement on a GPU is of as many calls as take about this long.
-_MEASURED_SECONDS = 5e-3
-_MOST_CALLS = 100
 _MATRIX_PRODUCT = 8**3  # multiply-adds
 _LANES = 32
 
@@ -126,23 +122,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _milliseconds(call: Callable[[], object], repeat: int, device: str) -> float:
-    """The median of ``repeat`` measurements after a warm-up; on a GPU each is of several calls, waited for once."""
-
-    def sample(calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        if device != "cpu":
-            torch.accelerator.synchronize()
-        return (time.perf_counter() - start) / calls
-
-    sample(1)
-    sample(1)
-    calls = 1 if device == "cpu" else max(1, min(_MOST_CALLS, round(_MEASURED_SECONDS / sample(1))))
-    return 1e3 * statistics.median(sample(calls) for _ in range(repeat))
-
-
 def measure_time(problems: Sequence[Problem], repeat: int) -> list[dict[str, Any]]:
     """One record a problem and implementation: median milliseconds, TFLOP/s, and times PyTorch is as fast."""
     found: list[dict[str, Any]] = []
@@ -150,7 +129,7 @@ def measure_time(problems: Sequence[Problem], repeat: int) -> list[dict[str, Any
     for problem in tqdm(problems, unit="problem", leave=False):
         operands = problem.inputs()
         times = {
-            name: _milliseconds(functools.partial(multiply, *operands), repeat, problem.device)
+            name: timing.milliseconds(functools.partial(multiply, *operands), repeat, problem.device)
             for name, multiply in implementations.items()
         }
         found += [
@@ -183,11 +162,11 @@ def measure_ladder(problem: Problem, repeat: int, limit: int | None) -> list[dic
         if problem.device == "cpu":
             record |= _counted(problem, multiply)
         else:
-            ms = _milliseconds(multiply, repeat, problem.device)
+            ms = timing.milliseconds(multiply, repeat, problem.device)
             record |= {"median_ms": ms, "tflops": 2e-9 * problem.multiply_adds / ms}
         found.append(record | {"block": f"{tiling.BM}x{tiling.BN}x{tiling.BK}"})
     if problem.device != "cpu":
-        ms = _milliseconds(lambda: torch.matmul(a, b), repeat, problem.device)
+        ms = timing.milliseconds(lambda: torch.matmul(a, b), repeat, problem.device)
         found.append(
             {
                 "rung": 0,

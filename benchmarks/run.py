@@ -15,6 +15,7 @@ import counters
 import gemm
 import gpu
 import memory
+import operations
 import overhead
 import records
 import timing
@@ -22,7 +23,8 @@ import torch
 from attention import Problem
 
 DESCRIPTION = """\
-Measure an operation of this package. This is --op attention; `--op gemm --help` tells of products of matrices.
+Measure an operation of this package. This is --op attention; `--op gemm --help` tells of products of matrices,
+`--op norm --help` of norm, softmax, cross_entropy and elementwise.
 
 Attention is measured beside PyTorch's scaled_dot_product_attention and the textbook formula, all in this one run.
 
@@ -67,7 +69,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
         return number
 
-    parser.add_argument("--op", choices=("attention", "gemm"), required=True, help="the operation")
+    parser.add_argument(
+        "--op", choices=("attention", "gemm", *operations.OPERATIONS), required=True, help="the operation"
+    )
     mode = parser.add_mutually_exclusive_group()
     for name in ("memory", "counters", "overhead"):
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help="see above")
@@ -136,31 +140,32 @@ def _operation(arguments: Sequence[str] | None) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    if _operation(arguments) == "gemm":
-        gemm.main(arguments)
+    others = {"gemm": gemm.main, **dict.fromkeys(operations.OPERATIONS, operations.main)}
+    if (chosen := others.get(_operation(arguments) or "")) is not None:
+        chosen(arguments)
         return
     args = parse_arguments(arguments)
-    chosen = problems(args)
+    shapes = problems(args)
     setting = f"{args.dtype}, batch {args.batch}, {args.heads} head{'s' * (args.heads > 1)}, {args.device}"
     setting += (", causal" if args.causal else "") + (", forward and backward" if args.backward else ", forward")
     if args.mode == "time" and args.device == "cuda":
-        results = gpu.measure(chosen, args.repeat)
+        results = gpu.measure(shapes, args.repeat)
         records.show(f"Attention on {torch.cuda.get_device_name()}: {args.dtype}, causal {args.causal}", results)
     elif args.mode == "time":
-        results = timing.measure(chosen, args.repeat)
+        results = timing.measure(shapes, args.repeat)
         records.show(f"Time of attention: {setting}", results)
     elif args.mode == "memory":
-        results = memory.measure(chosen)
+        results = memory.measure(shapes)
         caption = "PyTorch's attention is fused on the CPU. On mps it is not when gradients are needed: see naive."
         records.show(f"Peak extra memory of attention: {setting}", results, caption if args.device == "cpu" else None)
         file = args.plot or Path("out/memory.png")
         memory.plot(results, f"Peak extra memory of attention, {setting}", file)
         print(f"Plot: {file}")
     elif args.mode == "counters":
-        results = counters.measure(chosen)
+        results = counters.measure(shapes)
         records.show(f"What the kernels do: {setting}", results)
     else:
-        results = overhead.measure(chosen, args.repeat)
+        results = overhead.measure(shapes, args.repeat)
         records.show(f"Cost of a call in Python: {setting}", results)
     if args.json is not None:
         common = {"op": args.op, "mode": args.mode, "dtype": args.dtype, "batch": args.batch, "heads": args.heads}

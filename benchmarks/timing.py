@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from attention import IMPLEMENTATIONS, Problem
 from tqdm import tqdm
 
-__all__ = ["measure"]
+__all__ = ["measure", "milliseconds"]
+
+#: A measurement on a GPU is of as many calls as take about this long.
+_MEASURED_SECONDS = 5e-3
+_MOST_CALLS = 100
 
 
 def _synchronize(device: str) -> None:
     if device == "mps":
         torch.mps.synchronize()
+
+
+def milliseconds(call: Callable[[], object], repeat: int, device: str) -> float:
+    """The median of ``repeat`` measurements after a warm-up; on a GPU each is of several calls, waited for once."""
+
+    def sample(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        return (time.perf_counter() - start) / calls
+
+    sample(1)
+    sample(1)
+    calls = 1 if device == "cpu" else max(1, min(_MOST_CALLS, round(_MEASURED_SECONDS / sample(1))))
+    return 1e3 * statistics.median(sample(calls) for _ in range(repeat))
 
 
 def measure(problems: Sequence[Problem], repeat: int) -> list[dict[str, Any]]:

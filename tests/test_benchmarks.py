@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import gpu
+import operations
 import pytest
 import run
+import torch
 from matplotlib import image
+
+operations_timed = operations._timed
 
 
 def measure(tmp_path: Path, *arguments: str, op: str = "attention") -> list[dict[str, Any]]:
@@ -78,6 +82,51 @@ def test_ladder_shows_what_each_rung_gains(tmp_path: Path) -> None:
     assert tiles["device_bytes"] * 10 < coalesced["device_bytes"] == naive["device_bytes"]
     assert [r["matrix_products"] for r in results] == [0] * 9 + [1]
     assert image.imread(plot)[..., :3].std() > 0.02
+
+
+@pytest.mark.parametrize("op", operations.OPERATIONS)
+def test_operations_are_counted_against_the_bytes_that_they_need(op: str, tmp_path: Path) -> None:
+    results = measure(tmp_path, "--size=64x768", "--backward", op=op)
+    # Every thread asks for its row's statistics and its columns' parameters. The gradients of a norm are two kernels,
+    # and both read its input and the result's gradient.
+    most = {"softmax": 1.01, "elementwise": 1.01, "cross_entropy": 1.8, "norm": 2.9}
+    passes = {(r["function"], r["pass"]): r for r in results}
+    assert {name for name, _ in passes} == set(operations.OPERATIONS[op])
+    for (name, direction), record in passes.items():
+        entry = operations.OPERATIONS[op][name]
+        moved = entry.moved if direction == "forward" else entry.moved_backward
+        assert record["floor_bytes"] == moved * 64 * 768 * 4
+        assert record["times_floor"] == record["device_bytes"] / record["floor_bytes"]
+        assert 1 <= record["times_floor"] <= most[op], (name, direction)
+
+
+def test_times_of_operations_are_put_beside_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "_counted", None)
+    calls: list[tuple[Any, Any]] = []
+    timed = lambda ours, theirs, *_: calls.append((ours, theirs)) or {}
+    monkeypatch.setattr(operations, "_timed", timed)
+    monkeypatch.setattr(operations.Entry, "inputs", lambda self, _: [torch.randn(4, 8, requires_grad=True)])
+    operations.measure("softmax", operations.Problem(4, 8, "float32", "mps"), 1, backward=True)
+    assert len(calls) == 4
+    for ours, theirs in calls:
+        found, expected = (x if isinstance(x, tuple) else (x,) for x in (ours(), theirs()))
+        assert all(x.shape == y.shape for x, y in zip(found, expected, strict=True))
+    record = operations_timed(lambda: None, lambda: None, 10**6, "cpu", 3)
+    assert record["ours_is_faster"] == record["pytorch_ms"] / record["ours_ms"]
+    assert record["floor_gb_per_s"] == pytest.approx(1 / record["ours_ms"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [(("--size=64",), "--size"), (("--size=0x4",), "--size"), (("--repeat=0",), "--repeat"), (("--op=sum",), "--op")],
+)
+def test_bad_arguments_of_operations_are_named(
+    wrong: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        operations.main(["--op=norm", *wrong])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
