@@ -19,8 +19,24 @@ from torch import Tensor
 
 from . import source
 
-__all__ = ["BoundLaunch", "Capabilities", "Launch", "ParamStruct", "Runtime", "bind", "dry_run", "empty", "empty_like"]
+__all__ = [
+    "CHUNK_BYTES",
+    "LANES",
+    "BoundLaunch",
+    "Capabilities",
+    "Launch",
+    "ParamStruct",
+    "Runtime",
+    "bind",
+    "dry_run",
+    "empty",
+    "empty_like",
+]
 
+#: Threads of a simdgroup.
+LANES = 32
+#: What a lane moves at once, from an address that is a multiple of it: a ``chunk`` of ``msl/types.h``.
+CHUNK_BYTES = 16
 #: The most bytes of parameters that Metal's ``setBytes`` takes.
 MAX_PARAM_BYTES = 4096
 

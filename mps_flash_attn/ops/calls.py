@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import math
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
-__all__ = ["PreparedCalls", "address", "forget", "geometry"]
+from ..launch import CHUNK_BYTES
+
+__all__ = ["PreparedCalls", "address", "alignment", "forget", "geometry"]
 
 _Call = TypeVar("_Call")
+_P = ParamSpec("_P")
 _MOST_CALLS = 4096
 _all: list[PreparedCalls[Any]] = []
 
@@ -25,6 +30,13 @@ class PreparedCalls(dict[Any, _Call]):
             self.clear()
         super().__setitem__(problem, call)
 
+    def prepared(self, problem: Any, prepare: Callable[_P, _Call], *args: _P.args, **kwargs: _P.kwargs) -> _Call:
+        """The call for this problem; ``prepare`` makes it of its arguments the first time."""
+        call = self.get(problem)
+        if call is None:
+            call = self[problem] = prepare(*args, **kwargs)
+        return call
+
 
 def forget() -> None:
     """Empties every cache of prepared calls: after another runtime was chosen, or other tiles."""
@@ -33,8 +45,13 @@ def forget() -> None:
 
 
 def address(tensor: Tensor) -> int:
-    """Where the tensor starts, modulo the 16 bytes that a lane moves at once. An MPS buffer itself is aligned."""
-    return (int(tensor.storage_offset()) * tensor.element_size() if tensor.is_mps else tensor.data_ptr()) % 16
+    """Where the tensor starts, modulo the bytes that a lane moves at once. An MPS buffer itself is aligned."""
+    return (int(tensor.storage_offset()) * tensor.element_size() if tensor.is_mps else tensor.data_ptr()) % CHUNK_BYTES
+
+
+def alignment(tensor: Tensor, *steps: int) -> int:
+    """The largest number of bytes, up to `CHUNK_BYTES`, that divides its address and these steps, in elements."""
+    return math.gcd(CHUNK_BYTES, address(tensor), *(step * tensor.element_size() for step in steps))
 
 
 def geometry(tensor: Tensor) -> tuple[Any, ...]:

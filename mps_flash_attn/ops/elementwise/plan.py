@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...errors import UnsupportedError
-from ...launch import Capabilities, Launch, ParamStruct
+from ...launch import CHUNK_BYTES, Capabilities, Launch, ParamStruct
 from ...source import Define
 from ..dtypes import ELEMENTS, refuse_dtype
 from ..rows import Operand
@@ -46,7 +46,6 @@ COMBINATIONS = {"none": "None", "add": "Add", "mul": "Multiply"}
 STAND_INS = {"y": "x", "dx": "dy", "dy": "dx"}
 
 _FOLDER = "ops/elementwise"
-_CHUNK_BYTES = 16  # what a lane moves at once
 _THREADS = 256
 _STRIDES = ("x", "y", "out", "dx", "dy")
 
@@ -127,7 +126,7 @@ def describe(operation: Operation, shape: Sequence[int], operands: Mapping[str, 
 
 def _pack(operands: Iterable[Operand]) -> int:
     """Elements of a pack: 16 bytes of the smallest."""
-    return _CHUNK_BYTES // min(operand.dtype.itemsize for operand in operands)
+    return CHUNK_BYTES // min(operand.dtype.itemsize for operand in operands)
 
 
 def _may_pack(sizes: Sequence[int], operands: Mapping[str, Operand]) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import launch
 from ...runtime.base import for_device
-from ..calls import PreparedCalls, address, geometry
+from ..calls import PreparedCalls, alignment, geometry
 from ..checks import require_match, require_shape, require_tensor
 from ..dtypes import accumulator_dtype
 from ..strides import coalesce
@@ -61,7 +61,6 @@ def describe(
     strides = () if values is None else values.stride()[: values.dim() - (angles == Angles.TABLES)]
     per_batch = len(strides) == 2
     (*outer, inner), in_strides, out_strides = _merged(input, output, apart=int(per_batch))
-    size = input.element_size()
     return plan.Problem(
         dtype=input.dtype,
         outer=tuple(outer),
@@ -75,7 +74,7 @@ def describe(
         angles=angles,
         position_dtype=torch.int32 if positions is None else positions.dtype,
         angle_strides=(strides[0] if per_batch else 0, strides[-1] if strides else 0),
-        step=math.gcd(16, address(input), address(output), *(size * n for n in (*in_strides, *out_strides))),
+        step=math.gcd(alignment(input, *in_strides), alignment(output, *out_strides)),
         offset=offset,
         interleaved=interleaved,
         inverse=inverse,
@@ -167,6 +166,12 @@ def _prepare(
     return call
 
 
+def _prepare_in_place(gradient: Tensor, cos: Tensor, interleaved: bool) -> launch.BoundLaunch:
+    runtime = for_device(gradient.device.type)
+    problem = describe(gradient, gradient, None, cos, 0, 2 * cos.shape[-1], interleaved, inverse=True)
+    return launch.bind(plan.forward(problem, runtime.CAPABILITIES), runtime)
+
+
 def turn_back(gradient: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     """Turns the rows of a dense ``[..., L, D]`` back in place.
 
@@ -175,11 +180,7 @@ def turn_back(gradient: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> 
         cos, sin: contiguous tables ``[L, R / 2]`` of `accumulator_dtype`.
     """
     problem = (geometry(gradient), geometry(cos), interleaved)
-    bound = _in_place.get(problem)
-    if bound is None:
-        runtime = for_device(gradient.device.type)
-        described = describe(gradient, gradient, None, cos, 0, 2 * cos.shape[-1], interleaved, inverse=True)
-        bound = _in_place[problem] = launch.bind(plan.forward(described, runtime.CAPABILITIES), runtime)
+    bound = _in_place.prepared(problem, _prepare_in_place, gradient, cos, interleaved)
     bound(gradient, cos, sin, gradient)
 
 
@@ -222,9 +223,7 @@ def rope(
         cos, sin = (x.to(accumulator_dtype(input.dtype)).contiguous() for x in (cos, sin))
     others = None if positions is None else geometry(positions), None if cos is None else geometry(cos)
     problem = geometry(input), *others, base, offset, rotary_dim, interleaved, inverse
-    call = _calls.get(problem)
-    if call is None:
-        call = _calls[problem] = _prepare(input, positions, cos, base, offset, rotary_dim, interleaved, inverse)
+    call = _calls.prepared(problem, _prepare, input, positions, cos, base, offset, rotary_dim, interleaved, inverse)
     return call(input, cos, positions if cos is None else sin)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import UnsupportedError
-from ...launch import Capabilities, Launch, ParamStruct
+from ...launch import CHUNK_BYTES, Capabilities, Launch, ParamStruct
 from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 
 __all__ = ["MAX_OUTER", "POSITIONS", "Angles", "Problem", "forward"]
@@ -22,7 +22,6 @@ POSITIONS = {torch.int32: "int", torch.int64: "long"}
 MAX_OUTER = 4
 
 _FOLDER = "ops/rope"
-_CHUNK_BYTES = 16  # what a lane moves at once
 _THREADS = 256
 #: Rows that share the angles a thread computes: enough that cosines and sines cost little beside moving the rows.
 _HEADS = 4
@@ -76,8 +75,8 @@ def _refuse(problem: Problem, capabilities: Capabilities) -> None:
 
 def _pack(problem: Problem) -> int:
     """Elements that a thread moves at once."""
-    pack = _CHUNK_BYTES // problem.dtype.itemsize
-    fits = problem.step == _CHUNK_BYTES and problem.columns % pack == problem.rotary_dim // 2 % pack == 0
+    pack = CHUNK_BYTES // problem.dtype.itemsize
+    fits = problem.step == CHUNK_BYTES and problem.columns % pack == problem.rotary_dim // 2 % pack == 0
     return pack if fits else 1
 
 
