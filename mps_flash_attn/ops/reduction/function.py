@@ -76,10 +76,7 @@ def _reduce(
     """The reduction of a tensor that is not empty."""
     reduced = launch.empty(tuple(reduced_shape(x.shape, dims, keepdim)), dtype, x.device, for_device(x.device.type))
     problem = (operation, geometry(x), None if y is None else geometry(y), tuple(dims), keepdim, dtype)
-    call = _reductions.get(problem)
-    if call is None:
-        call = _prepare(operation, x, y, dims, reduced)
-        _reductions[problem] = call
+    call = _reductions.prepared(problem, _prepare, operation, x, y, dims, reduced)
     call(x, x if y is None else y, reduced)
     return reduced
 
@@ -118,6 +115,15 @@ def amax(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
     return _reduce(Operation.LARGEST, x, None, dims, keepdim, x.dtype)
 
 
+def _prepare_backward(dims: list[int], x: Tensor, grad: Tensor, *per_row: Tensor) -> launch.BoundLaunch:
+    runtime = for_device(x.device.type)
+    operands = Operand.of(x if x.dim() else x[None]), Operand.of(grad if x.dim() else grad[None])
+    ties, out, grad_out = (_per_row(each, dims, x) for each in per_row)
+    shape = tuple(x.shape) or (1,)
+    backward = plan.amax_backward(shape, tuple(dims), operands, (ties, out, grad_out), runtime.CAPABILITIES)
+    return launch.bind(backward, runtime)
+
+
 @torch.library.custom_op("mps_flash_attn::reduction_amax_backward", mutates_args=())
 def amax_backward(grad_out: Tensor, x: Tensor, out: Tensor, dims: list[int], keepdim: bool) -> Tensor:
     """The gradient of `amax`: equal largest elements share that of ``out`` evenly."""
@@ -132,13 +138,7 @@ def amax_backward(grad_out: Tensor, x: Tensor, out: Tensor, dims: list[int], kee
         return grad
     ties = _reduce(Operation.TIES, x, out, dims, keepdim, accumulator_dtype(x.dtype))
     problem = (geometry(grad_out), geometry(x), geometry(out), tuple(dims), keepdim)
-    call = _backward_calls.get(problem)
-    if call is None:
-        operands = [Operand.of(each if x.dim() else each[None]) for each in (x, grad)]
-        per_row = [_per_row(each, dims, x) for each in (ties, out, grad_out)]
-        described = tuple(x.shape) or (1,), tuple(dims), tuple(operands), tuple(per_row)
-        call = launch.bind(plan.amax_backward(*described, runtime.CAPABILITIES), runtime)
-        _backward_calls[problem] = call
+    call = _backward_calls.prepared(problem, _prepare_backward, dims, x, grad, ties, out, grad_out)
     call(x, out, grad_out, ties, grad)
     return grad
 

@@ -50,10 +50,9 @@ def softmax_forward(x: Tensor, dim: int, log: bool, dtype: torch.dtype) -> Tenso
     if x.numel() == 0:
         return out
     problem = (geometry(x), dim, log, dtype)
-    call = _forward_calls.get(problem)
-    if call is None:
-        call = launch.bind(plan.forward(describe(dim, log, x, out), runtime.CAPABILITIES), runtime)
-        _forward_calls[problem] = call
+    call = _forward_calls.prepared(
+        problem, lambda: launch.bind(plan.forward(describe(dim, log, x, out), runtime.CAPABILITIES), runtime)
+    )
     call(x, out)
     return out
 
@@ -76,10 +75,10 @@ def softmax_backward(grad_out: Tensor, out: Tensor, dim: int, log: bool, dtype: 
     if out.numel() == 0:
         return grad
     problem = (geometry(grad_out), geometry(out), dim, log, dtype)
-    call = _backward_calls.get(problem)
-    if call is None:
-        call = launch.bind(plan.backward(describe(dim, log, grad, out, grad_out), runtime.CAPABILITIES), runtime)
-        _backward_calls[problem] = call
+    call = _backward_calls.prepared(
+        problem,
+        lambda: launch.bind(plan.backward(describe(dim, log, grad, out, grad_out), runtime.CAPABILITIES), runtime),
+    )
     call(out, grad_out, grad)
     return grad
 
