@@ -17,12 +17,12 @@ struct ExpSum {
         l = 0;
     }
     // A NaN among the values leaves m alone and makes l NaN.
-    void add(thread const accum (&values)[WIDTH]) thread {
+    void add(Pack<accum> values) thread {
         accum highest = m;
-        for (short n = 0; n < WIDTH; n++) highest = max(highest, values[n]);
+        for (short i = 0; i < PACK; i++) highest = max(highest, values.at[i]);
         const accum base = exp_base(highest);
         l *= exp_difference(m, base);
-        for (short n = 0; n < WIDTH; n++) l += exp_difference(values[n], base);
+        for (short i = 0; i < PACK; i++) l += exp_difference(values.at[i], base);
         m = highest;
     }
 };

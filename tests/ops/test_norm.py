@@ -20,6 +20,7 @@ from mps_flash_attn.launch import Capabilities
 from mps_flash_attn.ops.norm import function, plan
 from mps_flash_attn.ops.norm.cases import Case, Inputs
 from mps_flash_attn.ops.norm.expected import exact, pytorch
+from mps_flash_attn.ops.rows import Operand
 from mps_flash_attn.runtime import simulator
 from tests.ops.barriers import barriers, without_barrier
 from tests.tolerance import assert_accurate
@@ -188,7 +189,7 @@ def test_a_short_row_is_read_once(seed: int) -> None:
     with simulator.profile() as counts:
         layer_norm(x, (40,), weight, weight)
     (record,) = counts.launches
-    pivots = 30 * 8  # each thread of a row's team of 8 reads the row's first element
+    pivots = 30  # the first thread of each row's team reads the row's first element
     assert record.counters.device_bytes_read == 4 * (3 * x.numel() + pivots)
     assert record.counters.device_bytes_written == 4 * (x.numel() + 3 * 30)
 
@@ -305,7 +306,8 @@ def test_each_barrier_is_missed(path: str, number: int, seed: int) -> None:
 def test_plans_refuse_what_no_device_can_do() -> None:
     x = torch.empty(2, 8, dtype=torch.float64)
     problem = function.describe({"x": x}, None, None, 1, centred=True)
-    for refused in (problem, dataclasses.replace(problem, dtype=torch.float32, parameter=torch.float32, columns=2**31)):
+    long = ("x", Operand(torch.float32, (2**31, 1)))
+    for refused in (problem, dataclasses.replace(problem, shape=(2, 2**31), operands=(long,))):
         for make in (plan.forward, plan.backward, plan.parameters):
             with pytest.raises(UnsupportedError):
                 make(refused, Capabilities())

@@ -49,13 +49,13 @@ inline Label label_of(const device target_t* target, const device accum* weight,
 
 // What the classes from `first` on weigh in the loss of a row that takes part, -sum of spread log p, without what its
 // own class adds.
-inline void spread_of(thread accum (&spread)[WIDTH], const device target_t* target, int first,
-                      const device accum* weight, constant CrossEntropyArgs& args) {
+inline Pack<accum> spread_of(const device target_t* target, int first, const device accum* weight,
+                             constant CrossEntropyArgs& args) {
+    Pack<accum> spread = fill_pack(args.on_each);
 #if PROBABILITIES
-    load(spread, target + first * args.target_stride);
+    const Pack<accum> given = load_values(target + first * args.target_stride);
+    for (short i = 0; i < PACK; i++) spread.at[i] += args.on_target * given.at[i];
 #endif
-    for (short n = 0; n < WIDTH; n++) {
-        const accum share = PROBABILITIES ? args.on_target * spread[n] + args.on_each : args.on_each;
-        spread[n] = SPREAD ? weight_of(weight, first + n) * share : accum(0);
-    }
+    for (short i = 0; i < PACK; i++) spread.at[i] = SPREAD ? weight_of(weight, first + i) * spread.at[i] : accum(0);
+    return spread;
 }

@@ -26,23 +26,24 @@ kernel void cross_entropy_backward(const device element* x [[buffer(0)]], const 
     const accum m = statistics[place], inverse_l = statistics[args.rows + place];
     const accum scale = inverse_l * statistics[2 * args.rows + place];  // times f
 
-    accum values[WIDTH], result[WIDTH];
     for (int step = 0; share.holds(step); step++) {
         const int first = share.position(step);
-        load(values, x + first * args.x_stride);
+        const Pack<accum> values = load_values(x + first * args.x_stride);
 #if TARGET_GRADIENT
-        for (short n = 0; n < WIDTH; n++)
-            result[n] = -grad * args.on_target * weight_of(weight, first + n) * (values[n] - m + log(inverse_l));
-        store(d_target + first * args.d_target_stride, result);
+        Pack<accum> of_target;
+        for (short i = 0; i < PACK; i++)
+            of_target.at[i] =
+                -grad * args.on_target * weight_of(weight, first + i) * (values.at[i] - m + log(inverse_l));
+        store_values(d_target + first * args.d_target_stride, of_target);
 #endif
 #if X_GRADIENT
-        spread_of(result, target, first, weight, args);
-        for (short n = 0; n < WIDTH; n++) {
-            accum value = exp_difference(values[n], m) * scale - result[n];
-            if (first + n == label.c) value -= args.on_target * label.weight;
-            result[n] = label.counts ? grad * value : accum(0);
+        Pack<accum> of_x = spread_of(target, first, weight, args);
+        for (short i = 0; i < PACK; i++) {
+            accum value = exp_difference(values.at[i], m) * scale - of_x.at[i];
+            if (first + i == label.c) value -= args.on_target * label.weight;
+            of_x.at[i] = label.counts ? grad * value : accum(0);
         }
-        store(dx + first * args.dx_stride, result);
+        store_values(dx + first * args.dx_stride, of_x);
 #endif
     }
 }

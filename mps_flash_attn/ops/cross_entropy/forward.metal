@@ -21,14 +21,11 @@ kernel void cross_entropy_forward(const device element* x [[buffer(0)]], const d
     const Share share = share_of(group, thread_index, args.rows, args.length);
     x += offset_of<ROW_RANK>(share.row, args.sizes, args.x_rows);
     target += offset_of<ROW_RANK>(share.row, args.sizes, args.target_rows);
-    accum values[WIDTH], spread[WIDTH];
     SmoothedSum sum;
     sum.start();
     for (int step = 0; share.holds(step); step++) {
         const int first = share.position(step);
-        load(values, x + first * args.x_stride);
-        spread_of(spread, target, first, weight, args);
-        sum.add(values, spread);
+        sum.add(load_values(x + first * args.x_stride), spread_of(target, first, weight, args));
     }
     sum = reduce(sum, MergeSmoothed(), scratch, simdgroup, lane);
     if (share.first > 0 || share.row >= args.rows) return;

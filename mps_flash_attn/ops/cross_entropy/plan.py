@@ -81,7 +81,7 @@ def _launch(
     for operand in operands.values():
         refuse_dtype(operand.dtype, capabilities)
     rows = Rows.over((problem.dim,), problem.shape, tuple(operands.values()), tuple(per_row.values()))
-    team = share(rows, capabilities, held=0)
+    team = share(rows, capabilities, held=())
     params = ParamStruct.read(f"{_FOLDER}/args.h", "CrossEntropyArgs")
     fields: Params = {
         "ignore_index": problem.ignore_index,

@@ -20,7 +20,7 @@ struct SmoothedSum {
         w = 0;
 #endif
     }
-    void add(thread const accum (&values)[WIDTH], thread const accum (&weights)[WIDTH]) thread {
+    void add(Pack<accum> values, Pack<accum> weights) thread {
 #if SPREAD
         const accum before = exp_base(exponentials.m);
 #endif
@@ -28,9 +28,9 @@ struct SmoothedSum {
 #if SPREAD
         const accum base = exp_base(exponentials.m);
         s += w * (before - base);
-        for (short n = 0; n < WIDTH; n++) {
-            s += weights[n] * (values[n] - base);
-            w += weights[n];
+        for (short i = 0; i < PACK; i++) {
+            s += weights.at[i] * (values.at[i] - base);
+            w += weights.at[i];
         }
 #endif
     }

@@ -25,13 +25,9 @@ struct Elements {
     Pack<accum> load(const device T* source, constant ElementwiseArgs& args, constant long (&strides)[8]) const thread {
         source += offset_of<DIMS>(first, args.sizes, strides);
         const long stride = strides[DIMS - 1];
+        if (PACK > 1 && stride == 1 && valid == PACK) return load_values(source);
         Pack<accum> values;
-        if (PACK > 1 && stride == 1 && valid == PACK) {
-            const Pack<T> loaded = load_pack(source);
-            for (short i = 0; i < PACK; i++) values.at[i] = accum(loaded.at[i]);
-        } else {
-            for (short i = 0; i < PACK; i++) values.at[i] = i < valid ? accum(source[i * stride]) : 0;
-        }
+        for (short i = 0; i < PACK; i++) values.at[i] = i < valid ? accum(source[i * stride]) : 0;
         return values;
     }
     template <typename T>
@@ -40,9 +36,7 @@ struct Elements {
         target += offset_of<DIMS>(first, args.sizes, strides);
         const long stride = strides[DIMS - 1];
         if (PACK > 1 && stride == 1 && valid == PACK) {
-            Pack<T> rounded;
-            for (short i = 0; i < PACK; i++) rounded.at[i] = T(values.at[i]);
-            store_pack(target, rounded);
+            store_values(target, values);
         } else {
             for (short i = 0; i < valid; i++) target[i * stride] = T(values.at[i]);
         }
@@ -57,8 +51,6 @@ inline Pack<accum> load_second(Elements elements, const device element_y* y, con
 #if SECOND == SECOND_TENSOR
     return elements.load(y, args, args.y_stride);
 #else
-    Pack<accum> values;
-    for (short i = 0; i < PACK; i++) values.at[i] = args.number;
-    return values;
+    return fill_pack(args.number);
 #endif
 }

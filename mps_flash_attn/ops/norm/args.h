@@ -8,13 +8,13 @@ using parameter = PARAMETER;
 
 struct alignas(8) NormArgs {
     long rows;
-    long columns;       // of a row, over which the mean is taken
-    long row_sizes[4];  // the dimensions that rows are counted over; the first ROW_RANK are used
-    // Elements between neighbours in those dimensions; within a row they are neighbours in memory.
-    long x_stride[4];
-    long residual_stride[4];
-    long dy_stride[4];
-    long dsum_stride[4];
+    long length;    // of a row, over which the mean is taken
+    long sizes[8];  // of the dimensions that number the rows, in row-major order; the first ROW_RANK count
+    // Elements between neighbours in each of them; those of a row are neighbours in memory.
+    long x_rows[8];
+    long residual_rows[8];
+    long dy_rows[8];
+    long dsum_rows[8];
     long blocks;      // that share the sum over all rows for the gradients of weight and bias
     long block_rows;  // rows of each
     alignas(8) accum eps;

@@ -3,9 +3,9 @@
 //
 // Grid as in forward.metal. Defines: WEIGHT, 1 where given; SUM_GRADIENT, 1 when the sum of x and residual has a
 // gradient of its own, dsum.
+#include "msl/rows.h"
 #include "ops/norm/args.h"
 #include "ops/norm/centre.h"
-#include "ops/norm/row.h"
 
 // The sums over a row of g and of g xhat.
 struct Gradients {
@@ -33,54 +33,46 @@ kernel void norm_backward(const device element* x [[buffer(0)]], const device pa
                           ushort simdgroup [[simdgroup_index_in_threadgroup]],
                           ushort lane [[thread_index_in_simdgroup]]) {
     threadgroup Gradients scratch[SCRATCH];
-    Row row;
-    row.start(args, group, thread_index);
-    x += offset_of<ROW_RANK>(row.number, args.row_sizes, args.x_stride);
-    dy += offset_of<ROW_RANK>(row.number, args.row_sizes, args.dy_stride);
-    dsum += offset_of<ROW_RANK>(row.number, args.row_sizes, args.dsum_stride);
-    dx += row.number * args.columns;
-    const long known = min(row.number, args.rows - 1);  // a team without a row reads the last one's
-    const accum rstd = statistics[known];
-    const Centre centre = load_centre(statistics, known, args.rows);
+    const Share share = share_of(group, thread_index, args.rows, args.length);
+    x += offset_of<ROW_RANK>(share.row, args.sizes, args.x_rows);
+    dy += offset_of<ROW_RANK>(share.row, args.sizes, args.dy_rows);
+    dsum += offset_of<ROW_RANK>(share.row, args.sizes, args.dsum_rows);
+    dx += share.row * args.length;
+    accum rstd = 0;
+    Centre centre = {0, 0};
+    if (share.length > 0) {
+        rstd = statistics[share.row];
+        centre = load_centre(statistics, share.row, args.rows);
+    }
 
-    Pack<element> held_x[PLACES], held_dy[PLACES];
-    Gradients means = {0, 0};
-    for (int step = 0, j = row.first; step < row.steps(); step++, j += STEP) {
-        if (j >= row.columns) continue;
-        const short place = row.place(step);
-        held_x[place] = load_pack(x + j);
-        held_dy[place] = load_pack(dy + j);
-        const Pack<accum> factor = load_parameters(weight, j, WEIGHT, 1);
+    RowValues<element> inputs, gradients;
+    inputs.start(x, 1, share);
+    gradients.start(dy, 1, share);
+    Gradients sums = {0, 0};
+    for (int step = 0; step < STEPS && share.holds(step); step++) {
+        const Pack<accum> factor = WEIGHT ? load_values(weight + share.position(step)) : fill_pack(accum(1));
+        const Pack<accum> values = inputs.get(step), gradient = gradients.get(step);
         for (short i = 0; i < PACK; i++) {
-            const accum g = accum(held_dy[place].at[i]) * factor.at[i];
-            means.g += g;
-            means.g_xhat += g * (centre.deviation(held_x[place].at[i]) * rstd);
+            const accum g = gradient.at[i] * factor.at[i];
+            sums.g += g;
+            sums.g_xhat += g * (centre.deviation(values.at[i]) * rstd);
         }
     }
-    means = reduce(means, Add(), scratch, simdgroup, lane);
-    means.g = CENTRED ? means.g / accum(args.columns) : 0;
-    means.g_xhat /= accum(args.columns);
+    sums = reduce(sums, Add(), scratch, simdgroup, lane);
+    if (!CENTRED) sums.g = 0;
 
-    for (int step = 0, j = row.first; step < row.steps(); step++, j += STEP) {
-        if (j >= row.columns) continue;
-        const short place = row.place(step);
-        if (HELD == 0) {
-            held_x[0] = load_pack(x + j);
-            held_dy[0] = load_pack(dy + j);
-        }
-        const Pack<accum> factor = load_parameters(weight, j, WEIGHT, 1);
-        Pack<element> result;
-#if SUM_GRADIENT
-        const Pack<element> own = load_pack(dsum + j);
-#endif
+    const accum n = args.length;
+    for (int step = 0; step < STEPS && share.holds(step); step++) {
+        const int j = share.position(step);
+        const Pack<accum> factor = WEIGHT ? load_values(weight + j) : fill_pack(accum(1));
+        const Pack<accum> own = SUM_GRADIENT ? load_values(dsum + j) : fill_pack(accum(0));
+        const Pack<accum> values = inputs.get(step), gradient = gradients.get(step);
+        Pack<accum> result;
         for (short i = 0; i < PACK; i++) {
-            const accum g = accum(held_dy[place].at[i]) * factor.at[i];
-            accum value = rstd * (g - means.g - centre.deviation(held_x[place].at[i]) * rstd * means.g_xhat);
-#if SUM_GRADIENT
-            value += accum(own.at[i]);
-#endif
-            result.at[i] = element(value);
+            const accum g = gradient.at[i] * factor.at[i];
+            const accum xhat = centre.deviation(values.at[i]) * rstd;
+            result.at[i] = rstd * (g - sums.g / n - xhat * (sums.g_xhat / n)) + own.at[i];
         }
-        store_pack(dx + j, result);
+        store_values(dx + j, result);
     }
 }

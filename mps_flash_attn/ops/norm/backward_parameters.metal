@@ -20,7 +20,7 @@ kernel void norm_backward_parameters(const device element* x [[buffer(0)]],
                                      ushort lane [[thread_index_in_simdgroup]]) {
     threadgroup accum scratch[SUMS][SIMDGROUPS][LANES * PACK];
     const long column = (long(block.x) * LANES + lane) * PACK;
-    const bool inside = column < args.columns;
+    const bool inside = column < args.length;
     const long last = min((block.y + 1) * args.block_rows, args.rows);
 
     accum sums[2][PACK] = {};
@@ -28,9 +28,8 @@ kernel void norm_backward_parameters(const device element* x [[buffer(0)]],
         if (!inside) continue;
         const accum rstd = statistics[row];
         const Centre centre = load_centre(statistics, row, args.rows);
-        const Pack<element> values = load_pack(x + offset_of<ROW_RANK>(row, args.row_sizes, args.x_stride) + column);
-        const Pack<element> gradient =
-            load_pack(dy + offset_of<ROW_RANK>(row, args.row_sizes, args.dy_stride) + column);
+        const Pack<element> values = load_pack(x + offset_of<ROW_RANK>(row, args.sizes, args.x_rows) + column);
+        const Pack<element> gradient = load_pack(dy + offset_of<ROW_RANK>(row, args.sizes, args.dy_rows) + column);
         for (short i = 0; i < PACK; i++) {
             sums[0][i] += accum(gradient.at[i]) * (centre.deviation(values.at[i]) * rstd);
             sums[1][i] += accum(gradient.at[i]);
@@ -45,6 +44,6 @@ kernel void norm_backward_parameters(const device element* x [[buffer(0)]],
         for (short i = 0; i < PACK; i++) {
             accum total = 0;
             for (short s = 0; s < SIMDGROUPS; s++) total += scratch[which][s][lane * PACK + i];
-            partials[(which * args.blocks + block.y) * args.columns + column + i] = total;
+            partials[(which * args.blocks + block.y) * args.length + column + i] = total;
         }
 }

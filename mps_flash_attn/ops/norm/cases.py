@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...launch import Capabilities, Launch
+from ..rows import Operand
 from . import plan
 
 __all__ = ["Case", "Inputs", "LayoutName", "launches"]
@@ -92,25 +93,22 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
     """Launches that between them take every branch of the kernels' preprocessor, in each dtype that Metal has."""
     capabilities = capabilities or Capabilities()
     names = ("x", "residual", "dy", "dsum")
-    for dtype, (columns, aligned, everything) in itertools.product(
+    for dtype, (columns, address, everything) in itertools.product(
         (torch.float32, torch.float16, torch.bfloat16),
-        ((64, True, True), (61, False, False), (100_000, True, False), (3001, False, True)),
+        ((64, 0, True), (61, 0, False), (100_000, 0, False), (3001, 4, True)),
     ):
+        shape = (10, 10, columns) if everything else (100, columns)
+        strides = (12 * columns, columns, 1) if everything else (columns, 1)
+        parameter = Operand(torch.float32 if columns == 64 else dtype, (*(0,) * (len(shape) - 1), 1))
         problem = plan.Problem(
-            dtype=dtype,
-            parameter=torch.float32 if columns == 64 else dtype,
-            rows=100,
-            columns=columns,
-            centred=everything,
+            shape=shape,
+            dims=1,
+            operands=tuple((name, Operand(dtype, strides, address)) for name in (names if everything else ("x", "dy"))),
+            parameters=(parameter,) * 2 * everything,
             weight=everything,
             bias=everything,
             eps=1e-5,
-            row_sizes=(1, 1, 10, 10) if everything else (100,),
-            strides=tuple(
-                (name, (0, 0, 12 * columns, columns) if everything else (columns,))
-                for name in (names if everything else ("x", "dy"))
-            ),
-            aligned=aligned,
+            centred=everything,
         )
         yield plan.forward(problem, capabilities)
         yield plan.backward(problem, capabilities)

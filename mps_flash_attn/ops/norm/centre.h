@@ -9,7 +9,7 @@
 struct Centre {
     accum mean, rest;
 
-    accum deviation(element value) const thread { return CENTRED ? (accum(value) - mean) - rest : accum(value); }
+    accum deviation(accum value) const thread { return CENTRED ? (value - mean) - rest : value; }
 };
 
 // The sum of two numbers and what its rounding left (Knuth's TwoSum).

@@ -3,12 +3,12 @@
 // come out of one pass, by Welford's recurrence over packs and the merge of moments.h between threads.
 //
 // Grid: ceil(rows / ROWS) threadgroups of THREADS threads, a team of ROW_THREADS for each row. Defines: RESIDUAL, 1 to
-// normalise x + residual and write that sum too; WEIGHT and BIAS, 1 where given; ROW_RANK, dimensions that rows are
-// counted over.
+// normalise x + residual and write that sum too; WEIGHT and BIAS, 1 where given; ROW_RANK, of the rows' numbering;
+// those of msl/rows.h.
+#include "msl/rows.h"
 #include "ops/norm/args.h"
 #include "ops/norm/centre.h"
 #include "ops/norm/moments.h"
-#include "ops/norm/row.h"
 
 kernel void norm_forward(const device element* x [[buffer(0)]], const device element* residual [[buffer(1)]],
                          const device parameter* weight [[buffer(2)]], const device parameter* bias [[buffer(3)]],
@@ -19,45 +19,46 @@ kernel void norm_forward(const device element* x [[buffer(0)]], const device ele
                          ushort simdgroup [[simdgroup_index_in_threadgroup]],
                          ushort lane [[thread_index_in_simdgroup]]) {
     threadgroup Moments scratch[SCRATCH];
-    Row row;
-    row.start(args, group, thread_index);
-    x += offset_of<ROW_RANK>(row.number, args.row_sizes, args.x_stride);
-    residual += offset_of<ROW_RANK>(row.number, args.row_sizes, args.residual_stride);
-    y += row.number * args.columns;
-    sum += row.number * args.columns;
+    const Share share = share_of(group, thread_index, args.rows, args.length);
+    x += offset_of<ROW_RANK>(share.row, args.sizes, args.x_rows);
+    residual += offset_of<ROW_RANK>(share.row, args.sizes, args.residual_rows);
+    y += share.row * args.length;
+    sum += share.row * args.length;
 
     accum pivot = 0;
-    if (CENTRED && row.columns > 0) pivot = RESIDUAL ? accum(element(accum(x[0]) + accum(residual[0]))) : accum(x[0]);
-    Pack<element> held[PLACES];
+#if CENTRED
+    if (lane % TEAM_LANES == 0 && share.length > 0)
+        pivot = RESIDUAL ? accum(element(accum(x[0]) + accum(residual[0]))) : accum(x[0]);
+    pivot = simd_shuffle(pivot, ushort(lane - lane % TEAM_LANES));
+#endif
+    RowValues<element> row;
+    row.start(x, 1, share);
     Moments moments = no_moments();
-    for (int step = 0, j = row.first; step < row.steps(); step++, j += STEP) {
-        if (j >= row.columns) continue;
-        thread Pack<element>& values = held[row.place(step)];
-        values = load_pack(x + j);
+    for (int step = 0; step < STEPS && share.holds(step); step++) {
+        Pack<accum> values = row.get(step);
 #if RESIDUAL
-        const Pack<element> added = load_pack(residual + j);
-        for (short i = 0; i < PACK; i++) values.at[i] = element(accum(values.at[i]) + accum(added.at[i]));
-        store_pack(sum + j, values);
+        const Pack<accum> added = load_values(residual + share.position(step));
+        for (short i = 0; i < PACK; i++) values.at[i] = accum(element(values.at[i] + added.at[i]));
+        row.replace(step, convert_pack<element>(values), sum);
 #endif
         moments = Merge()(moments, moments_of(values, pivot));
     }
     moments = reduce(moments, Merge(), scratch, simdgroup, lane);
 
     const Centre centre = centre_of(pivot, moments.mean);
-    const accum rstd = rsqrt(moments.square / accum(args.columns) + args.eps);
-    if (row.first == 0 && row.columns > 0) {
-        statistics[row.number] = rstd;
-        store_centre(centre, statistics, row.number, args.rows);
+    const accum rstd = rsqrt(moments.square / accum(args.length) + args.eps);
+    if (share.first == 0 && share.length > 0) {
+        statistics[share.row] = rstd;
+        store_centre(centre, statistics, share.row, args.rows);
     }
-    for (int step = 0, j = row.first; step < row.steps(); step++, j += STEP) {
-        if (j >= row.columns) continue;
-        if (HELD == 0) held[0] = load_pack(RESIDUAL ? sum + j : x + j);
-        const Pack<accum> factor = load_parameters(weight, j, WEIGHT, 1), summand = load_parameters(bias, j, BIAS, 0);
-        Pack<element> result;
-        for (short i = 0; i < PACK; i++) {
-            const accum normalised = centre.deviation(held[row.place(step)].at[i]) * rstd;
-            result.at[i] = element(normalised * factor.at[i] + summand.at[i]);
-        }
-        store_pack(y + j, result);
+    if (RESIDUAL && HOLD == 0) row.start(sum, 1, share);
+    for (int step = 0; step < STEPS && share.holds(step); step++) {
+        const int j = share.position(step);
+        const Pack<accum> factor = WEIGHT ? load_values(weight + j) : fill_pack(accum(1));
+        const Pack<accum> summand = BIAS ? load_values(bias + j) : fill_pack(accum(0));
+        Pack<accum> values = row.get(step);
+        for (short i = 0; i < PACK; i++)
+            values.at[i] = centre.deviation(values.at[i]) * rstd * factor.at[i] + summand.at[i];
+        store_values(y + j, values);
     }
 }

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ... import launch
 from ...runtime.base import for_device
-from ..calls import PreparedCalls, address, geometry
+from ..calls import PreparedCalls, geometry
 from ..checks import refuse_second_derivatives
 from ..dtypes import accumulator_dtype
 from ..reduction.function import sum_
+from ..rows import MAX_RANK, Operand
 from ..strides import coalesce
 from ..vmap import InDims, each, lead
 from . import plan
@@ -53,22 +54,14 @@ def _has_rows(tensor: Tensor, dims: int) -> bool:
     return stride in ((), (1,))
 
 
-def _rows(tensors: dict[str, Tensor], dims: int) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
-    """The dimensions that rows are counted over, one or `plan.MAX_RANK` where they suffice, and each one's strides."""
-    lead = next(iter(tensors.values())).shape[:-dims]
-    sizes, strides = coalesce(lead, *(x.stride()[:-dims] for x in tensors.values()))
-    missing = 0 if len(sizes) > plan.MAX_RANK else (1 if len(sizes) <= 1 else plan.MAX_RANK) - len(sizes)
-    sizes, strides = (*(1,) * missing, *sizes), tuple((*(0,) * missing, *stride) for stride in strides)
-    return sizes, dict(zip(tensors, strides, strict=True))
-
-
 def _readable(tensors: dict[str, Tensor], dims: int) -> dict[str, Tensor]:
     """The tensors as kernels can read them: copied only where rows are scattered or their order takes too many dims."""
     if all(x.is_contiguous() for x in tensors.values()):
         return tensors
     _require_alike(tensors)
     tensors = {name: x if _has_rows(x, dims) else x.contiguous() for name, x in tensors.items()}
-    if len(_rows(tensors, dims)[0]) > plan.MAX_RANK:
+    lead, _ = coalesce(tensors["x"].shape[:-dims], *(x.stride()[:-dims] for x in tensors.values()))
+    if len(lead) > MAX_RANK:
         return {name: x.contiguous() for name, x in tensors.items()}
     return tensors
 
@@ -103,21 +96,16 @@ def describe(
             )
     if len({p.dtype for p in given}) == 2:
         raise TypeError(f"weight is {given[0].dtype} and bias {given[1].dtype}; accepted is one dtype")
-    sizes, strides = _rows(tensors, dims)
-    steps = (s for stride in strides.values() for n, s in zip(sizes, stride, strict=True) if n > 1)
-    starts = (*(s * x.element_size() for s in (*steps, columns)), *map(address, (*tensors.values(), *given)))
+    lead = range(x.dim() - dims)
     return plan.Problem(
-        dtype=x.dtype,
-        parameter=given[0].dtype if given else x.dtype,
-        rows=math.prod(x.shape[:-dims]),
-        columns=columns,
-        centred=centred,
+        shape=tuple(x.shape),
+        dims=dims,
+        operands=tuple((name, Operand.of(tensor)) for name, tensor in tensors.items()),
+        parameters=tuple(Operand.without(lead, p.view(x.shape[-dims:])) for p in given),
         weight=weight is not None,
         bias=bias is not None,
         eps=eps,
-        row_sizes=sizes,
-        strides=tuple(strides.items()),
-        aligned=all(start % 16 == 0 for start in starts),
+        centred=centred,
     )
 
 
@@ -133,7 +121,7 @@ def _prepare_forward(
     runtime = for_device(x.device.type)
     problem = describe(tensors, weight, bias, dims, eps=eps, centred=centred)
     shape, dtype, device = tuple(x.shape), x.dtype, x.device
-    kept, kept_dtype = (_kinds(centred), problem.rows), accumulator_dtype(dtype)
+    kept, kept_dtype = (_kinds(centred), math.prod(x.shape[:-dims])), accumulator_dtype(dtype)
     bound = launch.bind(plan.forward(problem, runtime.CAPABILITIES), runtime) if x.numel() else None
 
     def call(
@@ -172,10 +160,7 @@ def _forward(
     weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
     others = tuple(None if p is None else geometry(p) for p in (tensors.get("residual"), weight, bias))
     problem = (geometry(tensors["x"]), others, dims, eps, centred)
-    call = _forward_calls.get(problem)
-    if call is None:
-        call = _prepare_forward(tensors, weight, bias, dims, eps, centred)
-        _forward_calls[problem] = call
+    call = _forward_calls.prepared(problem, _prepare_forward, tensors, weight, bias, dims, eps, centred)
     return call(tensors["x"], tensors.get("residual"), weight, bias)
 
 
@@ -248,10 +233,7 @@ def norm_backward(
     weight, statistics = None if weight is None else weight.contiguous(), statistics.contiguous()
     weight_geometry = None if weight is None else geometry(weight)
     problem = (*map(geometry, tensors.values()), weight_geometry, dims, centred)
-    call = _backward_calls.get(problem)
-    if call is None:
-        call = _prepare_backward(tensors, weight, dims, centred)
-        _backward_calls[problem] = call
+    call = _backward_calls.prepared(problem, _prepare_backward, tensors, weight, dims, centred)
     return call(*tensors.values(), weight=weight, statistics=statistics)
 
 
@@ -287,10 +269,7 @@ def norm_backward_parameters(
     if x.numel() == 0:
         return x.new_zeros((1 + bias, math.prod(x.shape[-dims:])), dtype=dtype)
     problem = (*map(geometry, tensors.values()), dims, centred, bias)
-    call = _parameter_calls.get(problem)
-    if call is None:
-        call = _prepare_parameters(tensors, dims, centred, bias)
-        _parameter_calls[problem] = call
+    call = _parameter_calls.prepared(problem, _prepare_parameters, tensors, dims, centred, bias)
     return sum_(call(*tensors.values(), statistics), [1], False, dtype)
 
 
@@ -298,7 +277,7 @@ def _prepare_parameters(tensors: dict[str, Tensor], dims: int, centred: bool, bi
     """A call that returns the sums over each block of rows."""
     runtime, device = for_device(tensors["x"].device.type), tensors["x"].device
     problem = dataclasses.replace(describe(tensors, None, None, dims, centred=centred), bias=bias)
-    shape, dtype = (1 + bias, plan.parameter_blocks(problem)[0], problem.columns), accumulator_dtype(problem.dtype)
+    shape, dtype = (1 + bias, plan.parameter_blocks(problem)[0], problem.rows.length), accumulator_dtype(problem.dtype)
     bound = launch.bind(plan.parameters(problem, runtime.CAPABILITIES), runtime)
 
     def call(x: Tensor, dy: Tensor, statistics: Tensor) -> Tensor:

@@ -38,14 +38,14 @@ inline Moments no_moments() {
 }
 
 // The moments of one pack, in two passes over registers.
-inline Moments moments_of(thread const Pack<element>& values, accum pivot) {
+inline Moments moments_of(Pack<accum> values, accum pivot) {
     Moments moments = no_moments();
     moments.count = PACK;
 #if CENTRED
-    for (short i = 0; i < PACK; i++) moments.mean += (accum(values.at[i]) - pivot) / PACK;
+    for (short i = 0; i < PACK; i++) moments.mean += (values.at[i] - pivot) / PACK;
 #endif
     for (short i = 0; i < PACK; i++) {
-        const accum deviation = (accum(values.at[i]) - pivot) - moments.mean;
+        const accum deviation = (values.at[i] - pivot) - moments.mean;
         moments.square += deviation * deviation;
     }
     return moments;
@@ -53,9 +53,11 @@ inline Moments moments_of(thread const Pack<element>& values, accum pivot) {
 
 // For `reduce`.
 inline Moments across(Moments value, ushort bit) {
-    Moments other;
-    other.count = simd_shuffle_xor(value.count, bit);
-    other.mean = simd_shuffle_xor(value.mean, bit);
-    other.square = simd_shuffle_xor(value.square, bit);
+    Moments other = no_moments();
+#if CENTRED
+    other.count = across(value.count, bit);
+    other.mean = across(value.mean, bit);
+#endif
+    other.square = across(value.square, bit);
     return other;
 }

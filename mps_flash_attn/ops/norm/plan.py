@@ -7,24 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ...errors import UnsupportedError
-from ...launch import Capabilities, Launch, ParamStruct
+from ...launch import LANES, Capabilities, Launch, ParamStruct
 from ...source import Define
-from ..dtypes import ELEMENTS, accumulator, refuse_dtype
+from ..dtypes import ELEMENTS, accumulator, accumulator_dtype, refuse_dtype
+from ..rows import Operand, Rows, grid, share
 
-__all__ = ["MAX_RANK", "Problem", "backward", "forward", "parameter_blocks", "parameters"]
-
-#: Dimensions that rows may be counted over once those that follow each other in memory are one.
-MAX_RANK = 4
+__all__ = ["Problem", "backward", "forward", "parameter_blocks", "parameters"]
 
 _FOLDER = "ops/norm"
-_LANES = 32
-_CHUNK_BYTES = 16  # what a lane moves at once
-#: Threads that share a row, from short rows to long ones; those above 32 are a threadgroup of their own.
-_TEAMS = (8, 32, 128, 512)
-_THREADS = 128  # of a threadgroup of several rows
-#: Packs of a row, or single elements, that a thread holds in registers: 64 bytes at most, of each tensor.
-_HELD_PACKS, _HELD_ELEMENTS = 4, 16
+_THREADS = 128  # of a threadgroup that adds up a block of rows
 #: Rows that one threadgroup adds up for the gradients of weight and bias, and the most such blocks.
 _BLOCK_ROWS, _MOST_BLOCKS = 32, 256
 _OPERANDS = ("x", "residual", "dy", "dsum")
@@ -35,109 +26,101 @@ class Problem:
     """Everything about a launch that a plan may depend on.
 
     Attributes:
-        parameter: dtype of weight and bias, ``dtype`` where there is neither.
-        rows, columns: elements over which the mean is taken make a row.
-        centred: LayerNorm; otherwise RMSNorm.
+        shape: of the input.
+        dims: dimensions, from the last, over which the mean is taken: they make a row.
+        operands: those among ``x residual dy dsum`` that are read, with their names; each row is contiguous.
+        parameters: weight and bias, those that are read, with stride 0 outside a row.
         weight, bias: whether there is one.
-        row_sizes: the dimensions that rows are counted over, 1 or `MAX_RANK`, so that kernels come in two forms only.
-        strides: names and strides over ``row_sizes``, in elements, of those among ``x residual dy dsum`` that are read.
-        aligned: rows of all tensors start at a multiple of 16 bytes and are a whole number of 16 bytes long.
+        centred: LayerNorm; otherwise RMSNorm.
     """
 
-    dtype: torch.dtype
-    parameter: torch.dtype
-    rows: int
-    columns: int
-    centred: bool
+    shape: tuple[int, ...]
+    dims: int
+    operands: tuple[tuple[str, Operand], ...]
+    parameters: tuple[Operand, ...]
     weight: bool
     bias: bool
     eps: float
-    row_sizes: tuple[int, ...]
-    strides: tuple[tuple[str, tuple[int, ...]], ...]
-    aligned: bool
+    centred: bool
 
     @property
-    def pack(self) -> int:
-        """Elements that a lane moves at once."""
-        return _CHUNK_BYTES // self.dtype.itemsize if self.aligned else 1
+    def dtype(self) -> torch.dtype:
+        return self.operands[0][1].dtype
+
+    @property
+    def parameter(self) -> torch.dtype:
+        """That of weight and bias, ``dtype`` where there is neither."""
+        return self.parameters[0].dtype if self.parameters else self.dtype
 
     def reads(self, name: str) -> bool:
         """Whether that tensor is among those read."""
-        return name in dict(self.strides)
+        return name in dict(self.operands)
 
-
-def _params() -> ParamStruct:
-    return ParamStruct.read(f"{_FOLDER}/args.h", "NormArgs")
-
-
-def _filled(values: tuple[int, ...]) -> tuple[int, ...]:
-    return (*values, *(0,) * (MAX_RANK - len(values)))
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """Outputs are contiguous. Rows are in order, as those of the statistics are."""
+        operands = dict(self.operands)
+        every = [operands.get(name, operands["x"]) for name in _OPERANDS]
+        written = Operand.contiguous(self.dtype, self.shape)
+        row = range(len(self.shape) - self.dims, len(self.shape))
+        return Rows.over(row, self.shape, (*every, written, *self.parameters), in_order=True)
 
 
 def parameter_blocks(problem: Problem) -> tuple[int, int]:
     """Blocks of rows for the gradients of weight and bias, and the rows of each."""
-    rows = max(_BLOCK_ROWS, -(-problem.rows // _MOST_BLOCKS))
-    return -(-problem.rows // rows), rows
+    rows = max(_BLOCK_ROWS, -(-problem.rows.count // _MOST_BLOCKS))
+    return -(-problem.rows.count // rows), rows
 
 
-def _words(problem: Problem) -> tuple[int, ...]:
-    blocks, block_rows = parameter_blocks(problem)
-    return _params().pack(
-        {
-            "rows": problem.rows,
-            "columns": problem.columns,
-            "row_sizes": _filled(problem.row_sizes),
-            **{f"{name}_stride": _filled(dict(problem.strides).get(name, ())) for name in _OPERANDS},
-            "blocks": blocks,
-            "block_rows": block_rows,
-            "eps": problem.eps,
-        },
-        accumulator(problem.dtype),
-    )
-
-
-def _defines(problem: Problem) -> tuple[Define, ...]:
-    return (
-        ("ELEMENT", ELEMENTS[problem.dtype]),
-        ("ACCUMULATOR", accumulator(problem.dtype)),
-        ("PARAMETER", ELEMENTS[problem.parameter]),
-        ("ARGS_BYTES", _params().size),
+def _launch(
+    name: str,
+    problem: Problem,
+    defines: tuple[Define, ...],
+    threads: tuple[int, int, int],
+    group_threads: int,
+    threadgroup_numbers: int,
+) -> Launch:
+    params, (blocks, block_rows) = ParamStruct.read(f"{_FOLDER}/args.h", "NormArgs"), parameter_blocks(problem)
+    number, fields = accumulator(problem.dtype), {"blocks": blocks, "block_rows": block_rows, "eps": problem.eps}
+    return Launch(
+        file=f"{_FOLDER}/{name}.metal",
+        kernel=f"norm_{name}",
+        defines=(
+            ("ELEMENT", ELEMENTS[problem.dtype]),
+            ("ACCUMULATOR", number),
+            ("PARAMETER", ELEMENTS[problem.parameter]),
+            ("ARGS_BYTES", params.size),
+            ("CENTRED", int(problem.centred)),
+            *problem.rows.defines,
+            *defines,
+        ),
+        words=params.pack(problem.rows.params(*_OPERANDS) | fields, number),
+        threads=threads,
+        group_size=(group_threads, 1, 1),
+        threadgroup_bytes=threadgroup_numbers * accumulator_dtype(problem.dtype).itemsize,
     )
 
 
 def _refuse(problem: Problem, capabilities: Capabilities) -> None:
     for dtype in (problem.dtype, problem.parameter):
         refuse_dtype(dtype, capabilities)
-    if problem.columns >= 2**31 - 2**16 or problem.rows >= 2**32 // _LANES:
-        raise UnsupportedError(f"{problem.rows} rows of {problem.columns} elements do not fit in the grid")
 
 
-def _over_rows(name: str, problem: Problem, defines: tuple[Define, ...]) -> Launch:
-    """A kernel with a team of threads for each row."""
-    held = _HELD_PACKS if problem.aligned else _HELD_ELEMENTS
-    team = next((team for team in _TEAMS if problem.columns <= team * problem.pack * held), None)
-    if team is None:
-        team, held = _TEAMS[-1], 0
-    threads = max(team, _THREADS)
-    return Launch(
-        file=f"{_FOLDER}/{name}.metal",
-        kernel=f"norm_{name}",
-        defines=(
-            *_defines(problem),
-            ("CENTRED", int(problem.centred)),
-            ("WEIGHT", int(problem.weight)),
-            ("ROW_RANK", len(problem.row_sizes)),
-            ("PACK", problem.pack),
-            ("ROW_THREADS", team),
-            ("THREADS", threads),
-            ("HELD", held),
-            *defines,
-        ),
-        words=_words(problem),
-        threads=(-(-problem.rows * team // threads) * threads, 1, 1),
-        group_size=(threads, 1, 1),
-        threadgroup_bytes=threads // _LANES * 3 * 8,
-    )
+def _over_rows(
+    name: str,
+    problem: Problem,
+    capabilities: Capabilities,
+    defines: tuple[Define, ...],
+    *,
+    held: int,
+    scratch_numbers: int,
+) -> Launch:
+    """A kernel with a team of threads for each row, each of which keeps its elements of so many operands."""
+    _refuse(problem, capabilities)
+    team = share(problem.rows, capabilities, held=[problem.dtype] * held)
+    defines = (*team.defines, ("WEIGHT", int(problem.weight)), *defines)
+    threads = grid(problem.rows.count, team)
+    return _launch(name, problem, defines, threads, team.threads, team.scratch * scratch_numbers)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -147,8 +130,8 @@ def forward(problem: Problem, capabilities: Capabilities) -> Launch:
     Raises:
         UnsupportedError: with the reason.
     """
-    _refuse(problem, capabilities)
-    return _over_rows("forward", problem, (("BIAS", int(problem.bias)), ("RESIDUAL", int(problem.reads("residual")))))
+    defines = (("BIAS", int(problem.bias)), ("RESIDUAL", int(problem.reads("residual"))))
+    return _over_rows("forward", problem, capabilities, defines, held=1, scratch_numbers=3)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -158,8 +141,8 @@ def backward(problem: Problem, capabilities: Capabilities) -> Launch:
     Raises:
         UnsupportedError: with the reason.
     """
-    _refuse(problem, capabilities)
-    return _over_rows("backward", problem, (("SUM_GRADIENT", int(problem.reads("dsum"))),))
+    defines = (("SUM_GRADIENT", int(problem.reads("dsum"))),)
+    return _over_rows("backward", problem, capabilities, defines, held=2, scratch_numbers=2)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -170,20 +153,7 @@ def parameters(problem: Problem, capabilities: Capabilities) -> Launch:
         UnsupportedError: with the reason.
     """
     _refuse(problem, capabilities)
-    sums, (blocks, _) = 1 + problem.bias, parameter_blocks(problem)
-    return Launch(
-        file=f"{_FOLDER}/backward_parameters.metal",
-        kernel="norm_backward_parameters",
-        defines=(
-            *_defines(problem),
-            ("CENTRED", int(problem.centred)),
-            ("ROW_RANK", len(problem.row_sizes)),
-            ("PACK", problem.pack),
-            ("THREADS", _THREADS),
-            ("SUMS", sums),
-        ),
-        words=_words(problem),
-        threads=(-(-problem.columns // (_LANES * problem.pack)) * _THREADS, blocks, 1),
-        group_size=(_THREADS, 1, 1),
-        threadgroup_bytes=sums * _THREADS * problem.pack * max(problem.dtype.itemsize, 4),
-    )
+    sums, (blocks, _), rows = 1 + problem.bias, parameter_blocks(problem), problem.rows
+    defines = (("PACK", rows.pack), ("THREADS", _THREADS), ("SUMS", sums))
+    threads = (-(-rows.length // (LANES * rows.pack)) * _THREADS, blocks, 1)
+    return _launch("backward_parameters", problem, defines, threads, _THREADS, sums * _THREADS * rows.pack)

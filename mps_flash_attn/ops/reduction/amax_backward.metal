@@ -19,11 +19,10 @@ kernel void reduction_amax_backward(const device element* x [[buffer(0)]], const
     const accum grad = dy[offset_of<ROW_RANK>(share.row, args.sizes, args.dy_rows)];
     const accum count = ties[offset_of<ROW_RANK>(share.row, args.sizes, args.reduced_rows)];
 
-    accum values[WIDTH];
     for (int step = 0; share.holds(step); step++) {
         const int position = part.start + share.position(step);
-        load(values, x + offset_of<COLUMN_RANK>(position, args.column_sizes, args.x_columns));
-        for (short n = 0; n < WIDTH; n++) values[n] = accum(values[n] == largest) * grad / count;
-        store(dx + offset_of<COLUMN_RANK>(position, args.column_sizes, args.dx_columns), values);
+        Pack<accum> values = load_values(x + offset_of<COLUMN_RANK>(position, args.column_sizes, args.x_columns));
+        for (short i = 0; i < PACK; i++) values.at[i] = accum(values.at[i] == largest) * grad / count;
+        store_values(dx + offset_of<COLUMN_RANK>(position, args.column_sizes, args.dx_columns), values);
     }
 }

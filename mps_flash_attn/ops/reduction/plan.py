@@ -139,10 +139,10 @@ def _split(rows: Rows) -> tuple[Team, int, int]:
     if rows.side_by_side and rows.count >= _MANY_ROWS:
         row_threads = 1
     else:
-        few = (threads for threads in _ROW_THREADS if rows.length <= threads * rows.width * _FEW_STEPS)
+        few = (threads for threads in _ROW_THREADS if rows.length <= threads * rows.pack * _FEW_STEPS)
         row_threads = next(few, _THREADS)
-    team = Team(row_threads, _THREADS, 0, rows.width)
-    step = row_threads * rows.width
+    team = Team(row_threads, _THREADS, 0, rows.pack)
+    step = row_threads * rows.pack
     steps = -(-rows.length // step)
     threadgroups = grid(rows.count, team)[0] // _THREADS
     parts = max(1, min(steps // _PART_STEPS, _THREADGROUPS // threadgroups))

@@ -29,19 +29,19 @@ kernel void reduction(const device element* x [[buffer(0)]], const device elemen
     const element largest = share.length > 0 ? y[offset_of<ROW_RANK>(share.row, args.sizes, args.y_rows)] : element(0);
 #endif
 
-    accum sums[WIDTH], values[WIDTH];
-    for (short n = 0; n < WIDTH; n++) sums[n] = OPERATION == LARGEST ? accum(-INFINITY) : accum(0);
+    Pack<accum> sums = fill_pack(OPERATION == LARGEST ? accum(-INFINITY) : accum(0));
     for (int step = 0; share.holds(step); step++) {
-        load(values, x + offset_of<COLUMN_RANK>(part.start + share.position(step), args.column_sizes, args.x_columns));
-        for (short n = 0; n < WIDTH; n++) {
+        Pack<accum> values = load_values(
+            x + offset_of<COLUMN_RANK>(part.start + share.position(step), args.column_sizes, args.x_columns));
+        for (short i = 0; i < PACK; i++) {
 #if OPERATION == TIES
-            values[n] = values[n] == accum(largest);
+            values.at[i] = values.at[i] == accum(largest);
 #endif
-            sums[n] = Combine()(sums[n], values[n]);
+            sums.at[i] = Combine()(sums.at[i], values.at[i]);
         }
     }
-    accum sum = sums[0];
-    for (short n = 1; n < WIDTH; n++) sum = Combine()(sum, sums[n]);
+    accum sum = sums.at[0];
+    for (short i = 1; i < PACK; i++) sum = Combine()(sum, sums.at[i]);
     sum = reduce(sum, Combine(), scratch, simdgroup, lane);
 
     if (share.first == 0 && share.row < args.rows)

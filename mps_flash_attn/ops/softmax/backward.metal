@@ -21,20 +21,18 @@ kernel void softmax_backward(const device result* y [[buffer(0)]], const device 
     RowValues<result> outputs, gradients;
     outputs.start(y, args.y_stride, share);
     gradients.start(dy, args.dy_stride, share);
-    accum out[WIDTH], grad[WIDTH];
     accum sum = 0;
     for (int step = 0; step < STEPS && share.holds(step); step++) {
-        outputs.get(out, step);
-        gradients.get(grad, step);
-        for (short n = 0; n < WIDTH; n++) sum += LOG ? grad[n] : grad[n] * out[n];
+        const Pack<accum> out = outputs.get(step), grad = gradients.get(step);
+        for (short i = 0; i < PACK; i++) sum += LOG ? grad.at[i] : grad.at[i] * out.at[i];
     }
     sum = reduce(sum, Sum(), scratch, simdgroup, lane);
 
     for (int step = 0; step < STEPS && share.holds(step); step++) {
-        outputs.get(out, step);
-        gradients.get(grad, step);
-        for (short n = 0; n < WIDTH; n++)
-            grad[n] = LOG ? grad[n] - exp_difference(out[n], 0) * sum : out[n] * (grad[n] - sum);
-        store(dx + share.position(step) * args.x_stride, grad);
+        const Pack<accum> out = outputs.get(step);
+        Pack<accum> grad = gradients.get(step);
+        for (short i = 0; i < PACK; i++)
+            grad.at[i] = LOG ? grad.at[i] - exp_difference(out.at[i], 0) * sum : out.at[i] * (grad.at[i] - sum);
+        store_values(dx + share.position(step) * args.x_stride, grad);
     }
 }

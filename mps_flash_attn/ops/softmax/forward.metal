@@ -19,20 +19,16 @@ kernel void softmax_forward(const device element* x [[buffer(0)]], device result
 
     RowValues<element> row;
     row.start(x, args.x_stride, share);
-    accum values[WIDTH];
     ExpSum sum;
     sum.start();
-    for (int step = 0; step < STEPS && share.holds(step); step++) {
-        row.get(values, step);
-        sum.add(values);
-    }
+    for (int step = 0; step < STEPS && share.holds(step); step++) sum.add(row.get(step));
     sum = reduce(sum, Merge(), scratch, simdgroup, lane);
 
     const accum scale = 1 / sum.l, log_l = log(sum.l);
     for (int step = 0; step < STEPS && share.holds(step); step++) {
-        row.get(values, step);
-        for (short n = 0; n < WIDTH; n++)
-            values[n] = LOG ? values[n] - sum.m - log_l : exp_difference(values[n], sum.m) * scale;
-        store(y + share.position(step) * args.y_stride, values);
+        Pack<accum> values = row.get(step);
+        for (short i = 0; i < PACK; i++)
+            values.at[i] = LOG ? values.at[i] - sum.m - log_l : exp_difference(values.at[i], sum.m) * scale;
+        store_values(y + share.position(step) * args.y_stride, values);
     }
 }

@@ -39,7 +39,7 @@ def forward(problem: Problem, capabilities: Capabilities) -> Launch:
         UnsupportedError: with the reason.
     """
     rows = _rows(problem, capabilities)
-    team = share(rows, capabilities)
+    team = share(rows, capabilities, held=[problem.operands[0].dtype])
     return _launch("forward", problem, rows, team, scratch_numbers=2)
 
 
@@ -51,7 +51,8 @@ def backward(problem: Problem, capabilities: Capabilities) -> Launch:
         UnsupportedError: with the reason.
     """
     rows = _rows(problem, capabilities)
-    return _launch("backward", problem, rows, share(rows, capabilities, held=2), scratch_numbers=1)
+    team = share(rows, capabilities, held=[operand.dtype for operand in problem.operands[1:]])
+    return _launch("backward", problem, rows, team, scratch_numbers=1)
 
 
 def _rows(problem: Problem, capabilities: Capabilities) -> Rows:
