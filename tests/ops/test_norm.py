@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +19,13 @@ from mps_flash_attn import UnsupportedError
 from mps_flash_attn.errors import KernelCheckError
 from mps_flash_attn.functional import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from mps_flash_attn.launch import Capabilities
+from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.norm import function, plan
 from mps_flash_attn.ops.norm.cases import Case, Inputs
 from mps_flash_attn.ops.norm.expected import exact, pytorch
 from mps_flash_attn.ops.rows import Operand
 from mps_flash_attn.runtime import simulator
+from mps_flash_attn.runtime.simulator import compiler, library
 from tests.ops.barriers import barriers, without_barrier
 from tests.tolerance import assert_accurate
 
@@ -209,6 +213,33 @@ def test_gradients_are_exact(name: str, seed: int) -> None:
     x, residual = (torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(GRADCHECKS[name], (x, residual, weight, bias))
+
+
+@pytest.fixture
+def contracting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The simulator with products contracted into sums, as compilers of GPUs do."""
+    on_x86 = platform.machine() in ("x86_64", "AMD64")
+    if on_x86 and " fma " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no fused multiply-add")
+    others = tuple(flag for flag in compiler._COMMON_FLAGS if not flag.startswith("-ffp-contract"))
+    flags = (*others, "-ffp-contract=fast", *(("-mfma",) if on_x86 else ()))
+    monkeypatch.setattr(compiler, "_COMMON_FLAGS", flags)
+    for forget in (library._library.cache_clear, calls.forget):
+        forget()
+    yield
+    for forget in (library._library.cache_clear, calls.forget):
+        forget()
+
+
+def test_contraction_leaves_the_gradient_of_single_elements_0(contracting: None, seed: int) -> None:
+    x, weight, grad = torch.randn(64, 1), torch.randn(1), torch.randn(64, 1)
+    text = "kernel void residue(device float* x, device float* y, uint i [[thread_position_in_grid]])"
+    residue = simulator.compile_shader(text + " { const float xy = x[i] * y[i]; y[i + 64] = xy - y[i + 64]; }").residue
+    found = torch.stack([grad, weight * grad]).flatten()
+    residue(weight.repeat(64), found, threads=(64, 1, 1), group_size=(64, 1, 1))
+    assert found[64:].any(), "nothing is contracted"
+    statistics = operators.norm(x, None, None, 1, 1e-5, True)[1]
+    assert not operators.norm_backward(grad, None, x, weight, statistics, 1, True).any()
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 2), (2, 3)], ids=str)

@@ -61,7 +61,10 @@ kernel void norm_backward(const device element* x [[buffer(0)]], const device pa
     sums = reduce(sums, Add(), scratch, simdgroup, lane);
     if (!CENTRED) sums.g = 0;
 
-    const accum n = args.length;
+    // Everything times N, so that a row of one element gets exactly 0. A compiler may contract g - mean(g) to
+    // fma(dy, weight, -mean(g)), which leaves what g lost to rounding, times rstd. As a factor of an explicit fma g is
+    // rounded as it was when summed: fma(1, g, -g) is 0 however the rest is compiled, and so is xhat.
+    const accum n = args.length, scale = rstd / n;
     for (int step = 0; step < STEPS && share.holds(step); step++) {
         const int j = share.position(step);
         const Pack<accum> factor = WEIGHT ? load_values(weight + j) : fill_pack(accum(1));
@@ -71,7 +74,7 @@ kernel void norm_backward(const device element* x [[buffer(0)]], const device pa
         for (short i = 0; i < PACK; i++) {
             const accum g = gradient.at[i] * factor.at[i];
             const accum xhat = centre.deviation(values.at[i]) * rstd;
-            result.at[i] = rstd * (g - sums.g / n - xhat * (sums.g_xhat / n)) + own.at[i];
+            result.at[i] = scale * (fma(n, g, -sums.g) - xhat * sums.g_xhat) + own.at[i];
         }
         store_values(dx + j, result);
     }
