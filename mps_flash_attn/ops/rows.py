@@ -202,7 +202,8 @@ def share(rows: Rows, capabilities: Capabilities, *, held: Sequence[torch.dtype]
     """
     if rows.side_by_side and rows.count >= _MANY_ROWS:
         return Team(1, _THREADS, 0, rows.pack)
-    most = min(_HELD_STEPS, _HELD_BYTES // (rows.pack * sum(dtype.itemsize for dtype in held))) if held else _FEW_STEPS
+    a_pack = rows.pack * sum(dtype.itemsize for dtype in held)
+    most = min(_HELD_STEPS, _HELD_BYTES // a_pack) if held else _FEW_STEPS
     few = min(_FEW_STEPS, most)
     teams = [(threads, few) for threads in _ROW_THREADS if threads <= capabilities.max_threads]
     for row_threads, steps in (*teams, (teams[-1][0], most)):

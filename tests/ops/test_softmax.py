@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import re
 from collections.abc import Callable
 
@@ -19,7 +18,6 @@ from mps_flash_attn.launch import Capabilities
 from mps_flash_attn.ops.rows import Operand
 from mps_flash_attn.ops.softmax import api, plan, reference
 from mps_flash_attn.ops.softmax.cases import Case
-from mps_flash_attn.ops.softmax.self_checks import self_checks
 from mps_flash_attn.runtime import simulator
 from tests.ops.barriers import barriers, without_barrier
 from tests.tolerance import assert_accurate
@@ -275,7 +273,8 @@ def test_new_lengths_compile_nothing() -> None:
         x = Operand(dtype, (shape[1], 1))
         return plan.forward(plan.Problem(shape, 1, (x, x), False), Capabilities()).text
 
-    assert text((1, 30_000)) == text((7, 100_000)) == text((100, 65_544))
+    assert text((1, 40_000)) == text((7, 100_000)) == text((100, 65_544))
+    assert text((1, 20_000)) == text((7, 32_768))  # held in registers
     assert text((1, 8)) == text((9, 24)) == text((1000, 128))
 
 
@@ -284,7 +283,7 @@ def test_new_lengths_compile_nothing() -> None:
     [
         ((2,) * 10, tuple(3**n for n in range(10)), "strides that leave 9 separate dimensions; accepted are up to 8"),
         ((2**31, 1), (1, 1), "rows of 2147483648 elements do not fit in 32 bits"),
-        ((1000, 2**30), (1, 1000), "1073741824 rows of 256 threads each are more than a grid has"),
+        ((1000, 2**30), (1, 1000), "1073741824 rows of 128 threads each are more than a grid has"),
     ],
 )
 def test_refused_with_a_reason(shape: tuple[int, ...], strides: tuple[int, ...], words: str) -> None:
@@ -306,22 +305,13 @@ X = torch.zeros(2, 3)
         (lambda: softmax(X, 1.0), TypeError, "dim is a float; accepted is an int"),  # type: ignore[arg-type]
         (lambda: softmax(X, 1, torch.int64), TypeError, "dtype is torch.int64; accepted are None, torch.float32"),
         (lambda: backward(X, X[:1], 1, False, X.dtype), ValueError, "grad_out is torch.float32 of shape (2, 3)"),
-        (lambda: softmax(X.to("meta"), 1), None, ""),
     ],
 )
-def test_bad_arguments_are_named(call: Callable[[], object], error: type[Exception] | None, words: str) -> None:
-    if error is None:
-        call()
-        return
-    with pytest.raises(error, match=re.escape(words)):
-        call()
+def test_bad_arguments_are_named(
+    assert_refused: Callable[..., None], call: Callable[[], object], error: type[Exception], words: str
+) -> None:
+    assert_refused(call, error, words)
 
 
-def test_self_checks_pass(seed: int) -> None:
-    for each in self_checks(simulator.CAPABILITIES):
-        if each.dtype == torch.float32:
-            assert each.measure(simulator, "cpu").passed, each.problem
-
-
-def test_examples_in_docstrings() -> None:
-    assert doctest.testmod(api).failed == 0
+def test_meta_tensors_need_no_launch(assert_refused: Callable[..., None]) -> None:
+    assert softmax(X.to("meta"), 1).shape == X.shape

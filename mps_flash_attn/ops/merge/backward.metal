@@ -7,11 +7,11 @@
 // The thread's part of the product of a part's row and that of dO.
 inline accum dot(Share share, PartRows<const device element*> parts, int part, const device result* d_out,
                  long d_out_stride) {
-    accum sum = 0, values[WIDTH], gradients[WIDTH];
+    accum sum = 0;
     for (int step = 0; share.holds(step); step++) {
-        load(values, parts.at(part, share.position(step)));
-        load(gradients, d_out + share.position(step) * d_out_stride);
-        for (short n = 0; n < WIDTH; n++) sum += values[n] * gradients[n];
+        const Pack<accum> values = load_values(parts.at(part, share.position(step)));
+        const Pack<accum> gradients = load_values(d_out + share.position(step) * d_out_stride);
+        for (short i = 0; i < PACK; i++) sum += values.at[i] * gradients.at[i];
     }
     return sum;
 }
@@ -62,10 +62,9 @@ kernel void merge_backward(const device element* first [[buffer(0)]], const devi
         if (share.holds(0) && share.first == 0)
             *d_parts_lse.at(part, 0) = weight == 0 ? accum(0) : weight * (own - whole);
         for (int step = 0; share.holds(step); step++) {
-            accum gradients[WIDTH];
-            load(gradients, d_out + share.position(step) * args.out_stride);
-            for (short n = 0; n < WIDTH; n++) gradients[n] = weight == 0 ? accum(0) : gradients[n] * weight;
-            store(d_parts.at(part, share.position(step)), gradients);
+            Pack<accum> gradients = load_values(d_out + share.position(step) * args.out_stride);
+            for (short i = 0; i < PACK; i++) gradients.at[i] = weight == 0 ? accum(0) : gradients.at[i] * weight;
+            store_values(d_parts.at(part, share.position(step)), gradients);
         }
     }
 }

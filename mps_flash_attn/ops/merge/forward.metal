@@ -22,15 +22,14 @@ kernel void merge_forward(const device element* first [[buffer(0)]], const devic
                                                    args.others_stride};
     for (int step = 0; share.holds(step); step++) {
         const int position = share.position(step);
-        accum sum[WIDTH] = {0};
+        Pack<accum> sum = fill_pack(accum(0));
         for (int part = 0; part < args.parts; part++) {
             const accum weight = weights.of(part);
             if (weight == 0) continue;
-            accum values[WIDTH];
-            load(values, parts.at(part, position));
-            for (short n = 0; n < WIDTH; n++) sum[n] += weight * values[n];
+            const Pack<accum> values = load_values(parts.at(part, position));
+            for (short i = 0; i < PACK; i++) sum.at[i] += weight * values.at[i];
         }
-        store(out + position * args.out_stride, sum);
+        store_values(out + position * args.out_stride, sum);
     }
     if (share.first == 0) lse[0] = weights.log_sum_exp();
 }

@@ -108,6 +108,6 @@ _STEPS = ("others", "others_lse", "d_others", "d_others_lse")
 
 def _team(rows: Rows) -> Team:
     """The fewest threads that hold a row in one step: rows are short, and read as often as there are parts."""
-    steps = -(-rows.length // rows.width)
+    steps = -(-rows.length // rows.pack)
     row_threads = next((threads for threads in _ROW_THREADS if steps <= threads), _ROW_THREADS[-1])
-    return Team(row_threads, _THREADS, 0, rows.width)
+    return Team(row_threads, _THREADS, 0, rows.pack)
