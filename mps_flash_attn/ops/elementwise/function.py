@@ -74,11 +74,7 @@ def _run(kernel: str, operation: Operation, shape: torch.Size, **tensors: Tensor
         return
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     problem = (kernel, operation, *((name, geometry(tensor)) for name, tensor in given.items()))
-    call = _calls.get(problem)
-    if call is None:
-        call = _prepare(kernel, operation, shape, given)
-        _calls[problem] = call
-    call(given)
+    _calls.prepared(problem, _prepare, kernel, operation, shape, given)(given)
 
 
 def _require(x: Tensor, y: Tensor | None, number: float | None, activation: str, combine: str) -> None:

@@ -7,7 +7,6 @@ dimension; otherwise they are copied.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ... import launch
 from ...runtime.base import for_device
-from ..calls import PreparedCalls, address, geometry
+from ..calls import PreparedCalls, alignment, geometry
 from ..checks import refuse_second_derivatives, require_match, require_tensor
 from ..strides import coalesce
 from ..vmap import InDims, each, lead
@@ -43,13 +42,10 @@ _backward_calls = PreparedCalls[_Call]()
 _renormalise_calls = PreparedCalls[_Renormalise]()
 
 
-def _tokens(tensor: Tensor, rank: int, row_bytes: int = 0) -> plan.Tokens:
+def _tokens(tensor: Tensor, rank: int, columns: int = 0) -> plan.Tokens:
     """Where the elements, or rows, that the first dimensions number lie."""
     sizes, (strides,) = coalesce(tensor.shape[:rank], tensor.stride()[:rank])
-    size = tensor.element_size()
-    return plan.Tokens(
-        sizes or (1,), strides or (0,), math.gcd(16, address(tensor), row_bytes, *(size * x for x in strides))
-    )
+    return plan.Tokens(sizes or (1,), strides or (0,), alignment(tensor, columns, *strides))
 
 
 def _few_dimensions(tensor: Tensor, rank: int) -> Tensor:
@@ -66,7 +62,7 @@ def _dense_rows(tensor: Tensor) -> Tensor:
 def describe_forward(indices: Tensor, weight: Tensor) -> plan.Problem:
     """The problem of a call of `embedding_forward`."""
     rows, columns = weight.shape
-    size, row_stride = weight.element_size(), 0 if rows == 1 else weight.stride(0)
+    row_stride = 0 if rows == 1 else weight.stride(0)
     return plan.Problem(
         dtype=weight.dtype,
         index_dtype=indices.dtype,
@@ -74,7 +70,7 @@ def describe_forward(indices: Tensor, weight: Tensor) -> plan.Problem:
         rows=rows,
         columns=columns,
         row_stride=row_stride,
-        step=math.gcd(16, address(weight), size * row_stride, size * columns),
+        step=alignment(weight, row_stride, columns),
     )
 
 
@@ -96,7 +92,7 @@ def describe_backward(
         indices=_tokens(indices, indices.dim()),
         rows=rows,
         columns=columns,
-        gradient=_tokens(grad_output, indices.dim(), columns * grad_output.element_size()),
+        gradient=_tokens(grad_output, indices.dim(), columns),
         padding_row=padding_row,
         by_count=by_count,
     )
@@ -162,10 +158,7 @@ def embedding_forward(
         return weight.new_empty(*indices.shape, weight.shape[1])
     indices, weight = _few_dimensions(indices, indices.dim()), _dense_rows(weight)
     problem = geometry(indices), geometry(weight)
-    call = _forward_calls.get(problem)
-    if call is None:
-        call = _forward_calls[problem] = _prepare_forward(indices, weight)
-    return call(indices, weight)
+    return _forward_calls.prepared(problem, _prepare_forward, indices, weight)(indices, weight)
 
 
 def _prepare_renormalise(indices: Tensor, weight: Tensor, max_norm: float, norm_type: float) -> _Renormalise:
@@ -203,9 +196,7 @@ def embedding_renormalise(weight: Tensor, indices: Tensor, max_norm: float, norm
         return
     indices = _few_dimensions(indices, indices.dim())
     problem = geometry(indices), geometry(weight), max_norm, norm_type
-    call = _renormalise_calls.get(problem)
-    if call is None:
-        call = _renormalise_calls[problem] = _prepare_renormalise(indices, weight, max_norm, norm_type)
+    call = _renormalise_calls.prepared(problem, _prepare_renormalise, indices, weight, max_norm, norm_type)
     call(indices, weight)
 
 
@@ -255,9 +246,7 @@ def embedding_backward(
     rank = indices.dim()
     indices, grad_output = _few_dimensions(indices, rank), _few_dimensions(_dense_rows(grad_output), rank)
     problem = geometry(grad_output), geometry(indices), rows, padding_row, by_count
-    call = _backward_calls.get(problem)
-    if call is None:
-        call = _backward_calls[problem] = _prepare_backward(grad_output, indices, rows, padding_row, by_count)
+    call = _backward_calls.prepared(problem, _prepare_backward, grad_output, indices, rows, padding_row, by_count)
     return call(grad_output, indices)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import UnsupportedError
-from ...launch import Capabilities, Launch, ParamStruct
+from ...launch import CHUNK_BYTES, LANES, Capabilities, Launch, ParamStruct
 from ...source import Define
 from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 
@@ -22,9 +22,7 @@ INDICES = {torch.int32: "int", torch.int64: "long"}
 MAX_RANK = 4
 
 _FOLDER = "ops/embedding"
-_CHUNK_BYTES = 16  # what a lane moves at once
 _THREADS = 256
-_LANES = 32
 #: Rows that a threadgroup of ``backward_order`` sorts for: each costs it 4 bytes a simdgroup, 16 KiB in all, and every
 #: block of rows reads all indices.
 _ROWS = 512
@@ -129,7 +127,7 @@ def _defines(dtype: torch.dtype, read: Tokens) -> tuple[Define, ...]:
 
 def _pack(problem: Problem, step: int) -> int:
     """Elements that a thread moves at once."""
-    return _CHUNK_BYTES // problem.dtype.itemsize if step == _CHUNK_BYTES else 1
+    return CHUNK_BYTES // problem.dtype.itemsize if step == CHUNK_BYTES else 1
 
 
 def _over_rows(name: str, defines: tuple[Define, ...], words: tuple[int, ...], width: int, rows: int) -> Launch:
@@ -191,18 +189,18 @@ def renormalise(problem: Problem, capabilities: Capabilities) -> tuple[Launch, L
     defines = (
         *_defines(problem.dtype, problem.indices),
         ("PACK", _pack(problem, problem.step if problem.column_stride == 1 else 0)),
-        ("ROW_THREADS", _LANES),
+        ("ROW_THREADS", LANES),
         ("THREADS", _THREADS),
         *((name, number) for number, name in enumerate(("NORM_TWO", "NORM_LARGEST", "NORM_POWER"))),
         ("NORM", norm),
     )
     words = _words(problem, problem.indices)
-    return _order(problem, capabilities), _over_rows("renormalise", defines, words, _LANES, problem.rows)
+    return _order(problem, capabilities), _over_rows("renormalise", defines, words, LANES, problem.rows)
 
 
 def _order(problem: Problem, capabilities: Capabilities) -> Launch:
     _refuse(problem, capabilities)
-    simdgroups = _THREADS // _LANES
+    simdgroups = _THREADS // LANES
     return Launch(
         file=f"{_FOLDER}/backward_order.metal",
         kernel="embedding_backward_order",

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ... import launch
+from ...launch import CHUNK_BYTES
 from ...runtime.base import for_device
-from ..calls import PreparedCalls, address, geometry
+from ..calls import PreparedCalls, alignment, geometry
 from ..checks import refuse_second_derivatives
 from ..dtypes import accumulator_dtype
 from ..rows import Operand
@@ -30,8 +31,8 @@ def _pair(first: Tensor, others: Tensor) -> tuple[Operand, Operand]:
     one = Operand.of(first)
     if len(others) == 0:
         return one, one
-    step = others.stride(0) * others.element_size() if len(others) > 1 else 0
-    return one, Operand(others.dtype, others.stride()[1:], (address(others) | step) % 16)
+    every = alignment(others, others.stride(0) if len(others) > 1 else 0) % CHUNK_BYTES
+    return one, Operand(others.dtype, others.stride()[1:], every)
 
 
 def describe(
@@ -112,12 +113,24 @@ def merge_forward(
     if out.numel() == 0:
         return out, lse
     problem = (tuple(map(geometry, tensors)), dtype)
-    call = _forward_calls.get(problem)
-    if call is None:
-        call = launch.bind(plan.forward(describe(*tensors, out, lse), runtime.CAPABILITIES), runtime)
-        _forward_calls[problem] = call
+    call = _forward_calls.prepared(
+        problem, lambda: launch.bind(plan.forward(describe(*tensors, out, lse), runtime.CAPABILITIES), runtime)
+    )
     call(first, others if len(others) else first, first_lse, others_lse if len(others) else first_lse, out, lse)
     return out, lse
+
+
+def _prepare_backward(
+    inputs: tuple[Tensor, ...],
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    gradients: tuple[Tensor, ...],
+    *,
+    lse_gradient: bool,
+) -> launch.BoundLaunch:
+    runtime = for_device(grad_out.device.type)
+    problem = describe(*inputs, grad_out, grad_lse, *gradients, lse_gradient=lse_gradient)
+    return launch.bind(plan.backward(problem, runtime.CAPABILITIES), runtime)
 
 
 @torch.library.custom_op("mps_flash_attn::merge_backward", mutates_args=())
@@ -149,11 +162,9 @@ def merge_backward(
         return gradients  # type: ignore[return-value]
     of_lse = first_lse if grad_lse is None else grad_lse
     problem = (tuple(map(geometry, (*inputs, grad_out, of_lse))), grad_lse is None)
-    call = _backward_calls.get(problem)
-    if call is None:
-        described = describe(*inputs, grad_out, of_lse, *gradients, lse_gradient=grad_lse is not None)
-        call = launch.bind(plan.backward(described, runtime.CAPABILITIES), runtime)
-        _backward_calls[problem] = call
+    call = _backward_calls.prepared(
+        problem, _prepare_backward, inputs, grad_out, of_lse, gradients, lse_gradient=grad_lse is not None
+    )
     d_first, d_first_lse, d_others, d_others_lse = gradients
     some, some_lse = (others, others_lse) if len(others) else (first, first_lse)
     d_some, d_some_lse = (d_others, d_others_lse) if len(others) else (d_first, d_first_lse)
