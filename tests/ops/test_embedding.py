@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +17,9 @@ from torch.autograd import forward_ad
 from mps_flash_attn import UnsupportedError
 from mps_flash_attn.errors import KernelCheckError
 from mps_flash_attn.functional import embedding
-from mps_flash_attn.ops.embedding import api, function, plan, reference
+from mps_flash_attn.ops.embedding import function, plan, reference
 from mps_flash_attn.ops.embedding.cases import Case
 from mps_flash_attn.ops.embedding.function import NO_PADDING, embedding_backward, embedding_forward
-from mps_flash_attn.ops.embedding.self_checks import self_checks
 from mps_flash_attn.runtime import simulator
 from tests.ops.barriers import barriers, without_barrier
 from tests.tolerance import assert_accurate
@@ -352,14 +349,8 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_arguments_are_named_before_anything_is_launched(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(function, "_prepare_forward", None)
-    monkeypatch.setattr(function, "_prepare_renormalise", None)
-    monkeypatch.setattr(function, "_prepare_backward", None)
-    call, error, words = BAD[name]
-    with pytest.raises(error, match=re.escape(words)) as caught:
-        call()
-    assert type(caught.value) is error
+def test_bad_arguments_are_named(assert_refused: Callable[..., None], name: str) -> None:
+    assert_refused(*BAD[name])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -418,27 +409,3 @@ def test_counted_bytes_are_those_that_the_readme_counts(seed: int) -> None:
     threads = columns // 8
     places = threads * 4 * (tokens + rows + tokens + rows)  # order, and starts: read again before each token
     assert total.device_bytes_read - 2 * tokens * columns <= places
-
-
-@pytest.mark.parametrize(
-    "check", list(self_checks(simulator.CAPABILITIES)), ids=lambda x: f"{x.launch.kernel}-{x.dtype}"
-)
-def test_self_checks_pass_and_can_fail(check: Any) -> None:
-    assert check.measure(simulator, "cpu").passed
-    for index, expected in enumerate(check.outputs):
-        wrong = expected.reference.clone()
-        wrong.view(-1)[-1] += 1
-        others = list(check.outputs)
-        others[index] = type(expected)(expected.name, wrong, wrong.to(expected.pytorch.dtype))
-        assert (
-            not type(check)(check.problem, check.dtype, check.launch, check.inputs, tuple(others))
-            .measure(simulator, "cpu")
-            .passed
-        )
-
-
-def test_docstring_example() -> None:
-    example = doctest.DocTestFinder(recurse=False).find(api.embedding, "embedding", globs={})
-    results = [doctest.DocTestRunner().run(test) for test in example]
-    assert [result.failed for result in results] == [0]
-    assert results[0].attempted >= 6
