@@ -6,6 +6,7 @@ look-up beyond its launch, and the forward operator one look at the target.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,6 +85,18 @@ def _require_classes(target: Tensor, classes: int, ignore_index: int) -> None:
         )
 
 
+def _prepare(
+    kernel: Callable[[plan.Problem, launch.Capabilities], launch.Launch],
+    tensors: dict[str, Tensor],
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> launch.BoundLaunch:
+    runtime = for_device(tensors["x"].device.type)
+    problem = describe(tensors, weight, ignore_index, label_smoothing)
+    return launch.bind(kernel(problem, runtime.CAPABILITIES), runtime)
+
+
 @torch.library.custom_op("mps_flash_attn::cross_entropy_forward", mutates_args=())
 def cross_entropy_forward(
     x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
@@ -115,11 +128,8 @@ def cross_entropy_forward(
     if not target.is_floating_point():
         _require_classes(target, x.shape[class_dim(x)], ignore_index)
     problem = (geometry(x), geometry(target), weight is None, ignore_index, label_smoothing)
-    call = _forward_calls.get(problem)
-    if call is None:
-        described = describe({"x": x, "target": target, "loss": loss}, weight, ignore_index, label_smoothing)
-        call = launch.bind(plan.forward(described, runtime.CAPABILITIES), runtime)
-        _forward_calls[problem] = call
+    tensors = {"x": x, "target": target, "loss": loss}
+    call = _forward_calls.prepared(problem, _prepare, plan.forward, tensors, weight, ignore_index, label_smoothing)
     call(x, target, x if weight is None else weight, loss, row_weight, statistics)
     return loss, row_weight, statistics
 
@@ -159,12 +169,16 @@ def cross_entropy_backward(
     if x.numel() == 0 or not gradients:
         return results
     problem = (*map(geometry, (grad_loss, x, target)), weight is None, ignore_index, label_smoothing, *gradients)
-    call = _backward_calls.get(problem)
-    if call is None:
-        tensors = {"x": x, "target": target, "loss": statistics[0], "d_loss": grad_loss, **gradients}
-        described = describe(tensors, weight, ignore_index, label_smoothing)
-        call = launch.bind(plan.backward(described, runtime.CAPABILITIES), runtime)
-        _backward_calls[problem] = call
+    call = _backward_calls.prepared(
+        problem,
+        lambda: _prepare(
+            plan.backward,
+            {"x": x, "target": target, "loss": statistics[0], "d_loss": grad_loss, **gradients},
+            weight,
+            ignore_index,
+            label_smoothing,
+        ),
+    )
     d_target, dx = gradients.get("d_target", x), gradients.get("dx", x)  # nothing is written to x
     call(x, target, x if weight is None else weight, grad_loss, statistics, d_target, dx)
     return results
