@@ -47,6 +47,8 @@ class Capabilities:
 
     threadgroup_bytes: int = 32 * 1024
     max_threads: int = 1024
+    #: Cores of an Apple GPU, multiprocessors of an NVIDIA one; the fewest of Apple's where nobody can tell.
+    cores: int = 8
     #: Whether kernels may be built for ``double``, which no Apple GPU has.
     float64: bool = False
     #: What the matrix layer of ``msl/tile.h`` is made of, which decides the tiles that are fast.

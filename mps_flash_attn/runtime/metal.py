@@ -14,7 +14,6 @@ import torch
 from .. import _metal, folders
 from .._version import __version__
 from ..errors import MPSFlashAttnError
-from ..launch import Capabilities
 from . import torch_mps
 
 __all__ = [
@@ -27,7 +26,7 @@ __all__ = [
     "unavailable",
 ]
 
-CAPABILITIES = Capabilities()
+CAPABILITIES = torch_mps.capabilities()
 
 _MOST_PIPELINES = 512
 _MOST_ARCHIVE_BYTES = 256 << 20

@@ -10,9 +10,18 @@ import torch
 from ..errors import KernelCompileError
 from ..launch import Capabilities
 
-__all__ = ["CAPABILITIES", "compile_shader", "is_checking", "unavailable"]
+__all__ = ["CAPABILITIES", "capabilities", "compile_shader", "is_checking", "unavailable"]
 
-CAPABILITIES = Capabilities()
+
+def capabilities() -> Capabilities:
+    """Those of the GPU at hand; newer versions of PyTorch can count its cores."""
+    count = getattr(torch._C, "_mps_get_core_count", None)
+    if count is None or not torch.backends.mps.is_available():
+        return Capabilities()
+    return Capabilities(cores=count() or Capabilities().cores)
+
+
+CAPABILITIES = capabilities()
 
 #: PyTorch 2.6 has the same function, not yet under a public name.
 _COMPILER = "compile_shader" if hasattr(torch.mps, "compile_shader") else "_compile_shader"

@@ -62,6 +62,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     torch_mps.compile_shader.cache_clear()
 
 
+@pytest.mark.parametrize(("available", "cores"), [(True, 40), (False, 8)])
+def test_cores_are_those_that_pytorch_counts(monkeypatch: pytest.MonkeyPatch, available: bool, cores: int) -> None:
+    monkeypatch.setattr(torch._C, "_mps_get_core_count", lambda: 40, raising=False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: available)
+    assert torch_mps.capabilities() == launch.Capabilities(cores=cores)
+
+
 def checks() -> list[SelfCheck]:
     """Each attention kernel once, on a problem with a mask and grouped heads."""
     return [check for check in self_checks(torch_mps.CAPABILITIES) if check.dtype == torch.float32][-4:]

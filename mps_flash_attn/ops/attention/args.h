@@ -20,6 +20,9 @@ struct alignas(8) AttentionArgs {
     long keys;            // Lk
     long head_size;       // D, at most BD
     long causal_offset;   // the last key that query i sees is i + causal_offset
+    long splits;          // S: the parts that the forward pass cuts the keys into
+    long split_keys;      // of each part but perhaps the last, a multiple of BK
+    long split_rows;      // of a part's output, B Hq Lq
     long rotary_pairs;    // R / 2
     long query_position;  // of the first query; the first key's is 0
     alignas(8) accum scale;

@@ -162,6 +162,7 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
             yield plan.forward(problem, capabilities)
             yield from plan.backward(problem, capabilities, lse_gradient=aligned)
             if head_size == 17:
+                yield plan.forward_in_parts(dataclasses.replace(problem, keys=10_000, batch=1), capabilities).launch
                 for kernel in (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV):
                     all_staged = plan.Tiling(16, 2, 2, plan.Hold.STAGED, buffers=kernel.most_buffers)
                     nothing_staged = plan.Tiling(16, 2, 2, stage_values=False, staged=False)

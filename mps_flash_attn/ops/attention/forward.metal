@@ -2,7 +2,9 @@
 //
 // A threadgroup takes BQ queries of one head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BK keys. Where
 // they are staged, the copy of a block's values goes on while its scores are computed, that of the next block's keys
-// while its weights are applied. Grid: (ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads.
+// while its weights are applied. Grid: (S ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads: where queries are few,
+// S of them share out the keys, and each writes a result of its own, to be merged (Dao et al., Flash-Decoding, 2023).
+// Define: OUTPUT, what O holds: elements, or for parts, which are not rounded before they are merged, sums.
 #include "msl/copy.h"
 #include "msl/mask.h"
 #include "msl/softmax.h"
@@ -12,10 +14,12 @@
 #include "ops/attention/operand.h"
 #include "ops/attention/rotary.h"
 
+using output = OUTPUT;
+
 kernel void attention_forward(const device element* q [[buffer(0)]], const device element* k [[buffer(1)]],
                               const device element* v [[buffer(2)]], const device mask_element* attn_mask [[buffer(3)]],
                               const device accum* cosines [[buffer(4)]], const device accum* sines [[buffer(5)]],
-                              device element* o [[buffer(6)]], device accum* lse [[buffer(7)]],
+                              device output* o [[buffer(6)]], device accum* lse [[buffer(7)]],
                               constant AttentionArgs& args [[buffer(8)]], uint3 block [[threadgroup_position_in_grid]],
                               uint3 blocks [[threadgroups_per_grid]],
                               ushort thread_index [[thread_index_in_threadgroup]],
@@ -30,10 +34,12 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
 
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
     const ScoreMask mask = score_mask(args, attn_mask, batch, head);
-    const int block_row = (blocks.x - 1 - block.x) * BQ;  // causal blocks with most keys start first
+    const int place = blocks.x - 1 - block.x, splits = args.splits;  // causal blocks with most keys start first
+    const int split = place % splits, block_row = place / splits * BQ;
     const int i0 = block_row + simdgroup * OWN_ROWS;
     const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
-    const int block_keys = mask.visible_keys(block_row + BQ - 1);
+    const int split_keys = args.split_keys, first = split * split_keys;
+    const int block_keys = first + min(mask.visible_keys(block_row + BQ - 1) - first, split_keys);
     const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
     const long q_stride = args.q_stride[2], k_stride = args.k_stride[2], v_stride = args.v_stride[2];
     q += matrix_offset(args.q_stride, batch, head);
@@ -56,8 +62,8 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     clear(acc);
 
     const Blocks keys{k, k_stride, mask.keys, D, of_keys}, values{v, v_stride, mask.keys, D, not_turned()};
-    if (block_keys > 0) keys.stage_at<BK>(0, k_tile, thread_index);
-    for (int j0 = 0; j0 < block_keys; j0 += BK) {
+    if (first < block_keys) keys.stage_at<BK>(first, k_tile, thread_index);
+    for (int j0 = first; j0 < block_keys; j0 += BK) {
         TileC s[ROW_TILES][BK / TILE];
         finish_copies();
         if (STAGED) threadgroup_barrier(mem_flags::mem_threadgroup);  // the keys are there, the values before are used
@@ -78,8 +84,8 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
 
     rows_t inverse[ROW_TILES];
     for (short r = 0; r < ROW_TILES; r++) inverse[r] = softmax[r].finish();
-    o += matrix_offset(args.o_stride, batch, head) + i0 * args.o_stride[2];
+    o += split * args.split_rows * D + matrix_offset(args.o_stride, batch, head) + i0 * args.o_stride[2];
     store(acc, inverse, o, args.o_stride[2], rows, D, lane);
-    lse += (batch * args.query_heads + head) * args.queries + i0;
+    lse += split * args.split_rows + (batch * args.query_heads + head) * args.queries + i0;
     for (short r = 0; r < ROW_TILES; r++) store_rows(softmax[r].log_sum_exp(), lse + r * TILE, rows - r * TILE, lane);
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from ...launch import Launch, Runtime
 from ...runtime.base import for_device
 from ..calls import PreparedCalls, address, geometry
 from ..dtypes import accumulator_dtype
+from ..merge import function as merging
+from ..merge import plan as merging_plan
 from ..rope.function import turn_back
 from . import plan
 
@@ -28,6 +30,8 @@ __all__ = ["Causal", "attention_backward", "attention_forward", "describe"]
 _Tables = tuple[Tensor, Tensor]
 _ForwardCall = Callable[[Tensor, Tensor, Tensor, "Tensor | None", "_Tables | None"], "tuple[Tensor, Tensor]"]
 _BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunch]
+
+_Plan = TypeVar("_Plan")
 
 _forward_calls = PreparedCalls[_ForwardCall]()
 _backward_calls = PreparedCalls[_BackwardCalls]()
@@ -96,16 +100,15 @@ def describe(
     )
 
 
-def _planned(kernel: plan.Kernel, problem: plan.Problem, runtime: Runtime, device: torch.device) -> Launch:
-    """The kernel's launch with the tiling that was tuned for such problems, if any."""
-    return tune.planned(
-        f"attention_{kernel.name}",
-        plan.shape_class(problem),
-        problem.dtype,
-        device,
-        plan.Tiling,
-        lambda tiling: plan.walk(problem, runtime.CAPABILITIES, kernel, tiling),
-    )
+def _planned(
+    kernel: plan.Kernel, problem: plan.Problem, device: torch.device, make: Callable[[plan.Tiling | None], _Plan]
+) -> _Plan:
+    """The kernel's plan with the tiling that was tuned for such problems, if any."""
+    return tune.planned(f"attention_{kernel.name}", plan.shape_class(problem), problem.dtype, device, plan.Tiling, make)
+
+
+def _planned_walk(kernel: plan.Kernel, problem: plan.Problem, runtime: Runtime, device: torch.device) -> Launch:
+    return _planned(kernel, problem, device, lambda tiling: plan.walk(problem, runtime.CAPABILITIES, kernel, tiling))
 
 
 def _rotation(
@@ -141,7 +144,14 @@ def _prepare_forward(
     problem = dataclasses.replace(problem, rotation=rotation)
     lse_shape, dtype, device = tuple(query.shape[:3]), accumulator_dtype(query.dtype), query.device
     nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0
-    bound = launch.bind(_planned(plan.FORWARD, problem, runtime, device), runtime)
+    planned = _planned(
+        plan.FORWARD,
+        problem,
+        device,
+        lambda tiling: plan.forward_in_parts(problem, runtime.CAPABILITIES, tiling),
+    )
+    bound = launch.bind(planned.launch, runtime)
+    merge = None if planned.splits == 1 else _prepare_merge(planned.splits, query, runtime)
 
     def call(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, tables: _Tables | None
@@ -150,11 +160,32 @@ def _prepare_forward(
         lse = launch.empty(lse_shape, dtype, device, runtime)
         if no_keys:
             return out.zero_(), lse.fill_(-torch.inf)
-        if not nothing_to_do:
-            bound(query, key, value, query if attn_mask is None else attn_mask, *(tables or (query, query)), out, lse)
+        if nothing_to_do:
+            return out, lse
+        read = (query, key, value, query if attn_mask is None else attn_mask, *(tables or (query, query)))
+        if merge is None:
+            bound(*read, out, lse)
+            return out, lse
+        outs, lses = _parts(planned.splits, query, runtime)
+        bound(*read, outs, lses)
+        merge(outs, outs[1:], lses, lses[1:], out, lse)
         return out, lse
 
     return call
+
+
+def _parts(splits: int, query: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
+    """Room for the results of parts of the keys, ``[S, B, Hq, Lq, D]`` and ``[S, B, Hq, Lq]``."""
+    dtype, shape = accumulator_dtype(query.dtype), (splits, *query.shape)
+    outs = launch.empty(shape, dtype, query.device, runtime)
+    return outs, launch.empty(shape[:-1], dtype, query.device, runtime)
+
+
+def _prepare_merge(splits: int, query: Tensor, runtime: Runtime) -> launch.BoundLaunch:
+    """Merges parts into results that lie as those of a call; takes parts, those from the second on, and results."""
+    outs, lses = _parts(splits, query, runtime)
+    problem = merging.describe(outs[0], lses[0], outs[1:], lses[1:], torch.empty_like(query), lses[0])
+    return launch.bind(merging_plan.forward(problem, runtime.CAPABILITIES), runtime)
 
 
 @torch.library.custom_op("mps_flash_attn::attention_forward", mutates_args=())
@@ -252,7 +283,7 @@ def attention_backward(
         described = dataclasses.replace(described, rotation=rotation)
         on_delta = plan.delta(described, runtime.CAPABILITIES, grad_lse is not None)
         on_dq, on_dkv = (
-            _planned(kernel, described, runtime, query.device) for kernel in (plan.BACKWARD_DQ, plan.BACKWARD_DKV)
+            _planned_walk(kernel, described, runtime, query.device) for kernel in (plan.BACKWARD_DQ, plan.BACKWARD_DKV)
         )
         calls = launch.bind(on_delta, runtime), launch.bind(on_dq, runtime), launch.bind(on_dkv, runtime)
         _backward_calls[problem] = calls

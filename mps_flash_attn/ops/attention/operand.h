@@ -113,8 +113,9 @@ inline void clear(thread TileC (&acc)[ROW_TILES][BD / TILE]) {
 }
 
 // Writes the rows of acc, those of tile r multiplied by factor[r]; `target` points to the first.
-inline void store(thread TileC (&acc)[ROW_TILES][BD / TILE], thread const rows_t (&factor)[ROW_TILES],
-                  device element* target, long row_stride, int rows, int columns, ushort lane) {
+template <typename T>
+inline void store(thread TileC (&acc)[ROW_TILES][BD / TILE], thread const rows_t (&factor)[ROW_TILES], device T* target,
+                  long row_stride, int rows, int columns, ushort lane) {
     for (short r = 0; r < ROW_TILES; r++)
         for (short d = 0; d < BD / TILE; d++)
             store(acc[r][d], factor[r], target + r * TILE * row_stride + d * TILE, row_stride, rows - r * TILE,

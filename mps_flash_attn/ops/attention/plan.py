@@ -21,6 +21,7 @@ __all__ = [
     "BACKWARD_DQ",
     "FORWARD",
     "MAX_HEAD_SIZE",
+    "Forward",
     "Hold",
     "Kernel",
     "Layout",
@@ -33,6 +34,8 @@ __all__ = [
     "default_tiling",
     "delta",
     "forward",
+    "forward_in_parts",
+    "packed",
     "predicted_traffic",
     "shape_class",
     "tilings",
@@ -52,6 +55,12 @@ _REGISTERS = 128
 _DELTA_THREADS = 128
 #: Sequences up to this length leave most of a GPU idle, so that other tilings may win.
 _SHORT = 128
+
+#: Keys below which cutting them into further parts costs more than it brings: of each part, and for each of its
+#: queries, so that parts of the output, written and read once, are at most a quarter of what is read of half keys.
+_LEAST_SPLIT_KEYS, _SPLIT_KEYS_A_QUERY = 128, 8
+#: Threadgroups that a core of a GPU can have at once, at least.
+_GROUPS_A_CORE = 2
 
 _MASK_ELEMENTS = {torch.bool: "bool", **ELEMENTS}
 
@@ -353,7 +362,7 @@ def _params() -> ParamStruct:
     return ParamStruct.read(f"{_FOLDER}/args.h", "AttentionArgs")
 
 
-def _words(problem: Problem) -> tuple[int, ...]:
+def _words(problem: Problem, split_keys: int | None = None) -> tuple[int, ...]:
     unused = Layout((0, 0, 0))
     tensors = itertools.zip_longest(("q", "k", "v", "o", "do", "dq", "dk", "dv"), problem.layouts, fillvalue=unused)
     return _params().pack(
@@ -366,6 +375,9 @@ def _words(problem: Problem) -> tuple[int, ...]:
             "keys": problem.keys,
             "head_size": problem.head_size,
             "causal_offset": problem.causal_offset or 0,
+            "splits": 1 if split_keys is None else -(-problem.keys // split_keys),
+            "split_keys": problem.keys if split_keys is None else split_keys,
+            "split_rows": problem.batch * problem.query_heads * problem.queries,
             "rotary_pairs": problem.rotation.pairs if problem.rotation else 0,
             "query_position": problem.rotation.query_position if problem.rotation else 0,
             "scale": problem.scale,
@@ -395,17 +407,86 @@ def _refuse(problem: Problem, capabilities: Capabilities) -> None:
         raise UnsupportedError(f"sequence lengths {problem.queries} and {problem.keys} do not fit in 32 bits")
 
 
+def packed(problem: Problem) -> Problem:
+    """The same problem with the query heads that share a key head as one head of more queries, where strides allow it.
+
+    Then they share tiles too, and their keys are read once. It takes rows that are evenly apart, and that all see the
+    same keys: one query, as when text is generated, or no causal mask.
+    """
+    group, queries = problem.query_heads // problem.key_heads, problem.queries
+    unmasked = problem.causal_offset is None or (queries == 1 and problem.causal_offset >= problem.keys - 1)
+    if group == 1 or not unmasked or problem.rotation is not None:
+        return problem
+    (q, k, v, o), others = problem.layouts[:4], problem.layouts[4:]
+    heads = [x.strides[1:3] for x in (q, o)] + ([problem.mask.strides[1:3]] if problem.mask else [])
+    if queries > 1 and any(head != queries * row for head, row in heads):
+        return problem
+    q, o = (
+        dataclasses.replace(x, strides=(x.strides[0], group * x.strides[1], _step(x.strides, queries))) for x in (q, o)
+    )
+    mask = problem.mask and dataclasses.replace(
+        problem.mask,
+        strides=(
+            problem.mask.strides[0],
+            group * problem.mask.strides[1],
+            _step(problem.mask.strides, queries),
+            problem.mask.strides[3],
+        ),
+    )
+    return dataclasses.replace(
+        problem,
+        query_heads=problem.key_heads,
+        queries=group * queries,
+        causal_offset=None,
+        mask=mask,
+        layouts=(q, k, v, o, *others),
+    )
+
+
+def _step(strides: tuple[int, ...], queries: int) -> int:
+    """Elements between the rows of heads that are packed; a single row's own stride is 0."""
+    return strides[2] if queries > 1 else strides[1]
+
+
+def _split_keys(problem: Problem, capabilities: Capabilities, tiling: Tiling) -> int | None:
+    """The keys of each part but perhaps the last, ``None`` for all of them: whole blocks, about as many for each part.
+
+    A grid that leaves half of the cores without a threadgroup is filled by cutting the keys.
+    """
+    groups = problem.batch * problem.query_heads * -(-problem.queries // tiling.own)
+    if groups == 0 or 2 * groups > capabilities.cores:
+        return None
+    least = max(_LEAST_SPLIT_KEYS, _SPLIT_KEYS_A_QUERY * min(problem.queries, tiling.own))
+    splits = min(_GROUPS_A_CORE * capabilities.cores // groups, problem.keys // least)
+    if splits <= 1:
+        return None
+    blocks = -(-problem.keys // tiling.block)
+    keys = -(-blocks // splits) * tiling.block
+    return keys if keys < problem.keys else None
+
+
 @functools.lru_cache(maxsize=1024)
-def walk(problem: Problem, capabilities: Capabilities, kernel: Kernel, tiling: Tiling | None = None) -> Launch:
+def walk(
+    problem: Problem,
+    capabilities: Capabilities,
+    kernel: Kernel,
+    tiling: Tiling | None = None,
+    *,
+    split_keys: int | None = None,
+) -> Launch:
     """The launch of a kernel whose threadgroups keep rows of one side and walk over blocks of the other.
 
     Args:
         tiling: `default_tiling` where it is ``None``.
+        split_keys: how many keys each part of a forward pass has that writes parts, whole blocks.
 
     Raises:
         UnsupportedError: with the reason.
     """
     tiling = _checked(tiling, problem, capabilities, kernel)
+    if kernel is FORWARD:
+        problem = packed(problem)
+    splits = 1 if split_keys is None else -(-problem.keys // split_keys)
     (q, k, v), d_o = problem.layouts[:3], problem.layouts[4:5]
     walked: tuple[Layout, ...]
     kept: tuple[Layout, ...]
@@ -424,14 +505,16 @@ def walk(problem: Problem, capabilities: Capabilities, kernel: Kernel, tiling: T
         *tiling.defines(),
         ("ALIGNED", int(all(layout.aligned for layout in copied))),
     )
+    if kernel is FORWARD:
+        defines += (("OUTPUT", ELEMENTS[problem.dtype] if splits == 1 else problem.accumulator),)
     if kernel.values:
         defines += (("STAGE_VALUES", int(tiling.stage_values)),)
     return Launch(
         file=f"{_FOLDER}/{kernel.name}.metal",
         kernel=f"attention_{kernel.name}",
         defines=defines,
-        words=_words(problem),
-        threads=(-(-length // tiling.own) * tiling.threads, heads, problem.batch),
+        words=_words(problem, split_keys),
+        threads=(splits * -(-length // tiling.own) * tiling.threads, heads, problem.batch),
         group_size=(tiling.threads, 1, 1),
         threadgroup_bytes=tiling.threadgroup_bytes(problem, kernel),
     )
@@ -440,6 +523,40 @@ def walk(problem: Problem, capabilities: Capabilities, kernel: Kernel, tiling: T
 def forward(problem: Problem, capabilities: Capabilities, tiling: Tiling | None = None) -> Launch:
     """The launch of ``attention_forward``, as `walk` plans it."""
     return walk(problem, capabilities, FORWARD, tiling)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The forward pass.
+
+    Attributes:
+        launch: of ``attention_forward``.
+        splits: how many parts it writes, to be merged; 1 where its result is whole.
+        split_keys: of each part but perhaps the last.
+    """
+
+    launch: Launch
+    splits: int
+    split_keys: int
+
+
+@functools.lru_cache(maxsize=1024)
+def forward_in_parts(problem: Problem, capabilities: Capabilities, tiling: Tiling | None = None) -> Forward:
+    """The launch of ``attention_forward``, with the keys cut into parts where it would leave most of the device idle.
+
+    Parts are float32 (float64 for float64), contiguous ``[S, B, Hq, Lq, D]``, and so are their log-sum-exps.
+
+    Raises:
+        UnsupportedError: with the reason.
+    """
+    row, heads = problem.head_size, problem.query_heads
+    contiguous = Layout((heads * problem.queries * row, problem.queries * row, row))
+    parts = packed(dataclasses.replace(problem, layouts=(*problem.layouts[:3], contiguous, *problem.layouts[4:])))
+    split_keys = _split_keys(parts, capabilities, _checked(tiling, problem, capabilities, FORWARD))
+    if split_keys is None:
+        return Forward(walk(problem, capabilities, FORWARD, tiling), 1, problem.keys)
+    launch = walk(parts, capabilities, FORWARD, tiling, split_keys=split_keys)
+    return Forward(launch, -(-problem.keys // split_keys), split_keys)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -492,7 +609,8 @@ def predicted_traffic(launch: Launch, problem: Problem) -> Traffic:
         "attention_backward_dq": _dq_traffic,
         "attention_backward_dkv": _dkv_traffic,
     }[launch.kernel]
-    return predict(problem, {name: int(value) for name, value in defines.items() if str(value).isdigit()})
+    numbers = {name: int(value) for name, value in defines.items() if str(value).isdigit()}
+    return predict(problem, {**numbers, "BLOCKS": launch.threads[0] // launch.group_size[0]})
 
 
 def _visible_keys(problem: Problem, query: int) -> int:
@@ -530,7 +648,7 @@ def _turning_bytes(problem: Problem) -> int:
     return columns * (problem.dtype.itemsize + 2 * _value_bytes(problem))
 
 
-def _walk_over_keys(problem: Problem, defines: dict[str, int], *, rows: int) -> int:
+def _walk_over_keys(problem: Problem, defines: dict[str, int], *, rows: int, splits: int = 1) -> int:
     """What one head's threadgroups read of keys and values, and of the ``rows`` matrices of queries they keep.
 
     A simdgroup uses keys in as many products as it keeps matrices, values in one.
@@ -548,7 +666,7 @@ def _walk_over_keys(problem: Problem, defines: dict[str, int], *, rows: int) -> 
                 used = min(steps * walked, problem.keys)
                 read += (rows + 1) * used
                 turned += rows * used
-            times = 1 if defines["HOLD"] else steps
+            times = splits if defines["HOLD"] else steps
             read += rows * times * min(kept, problem.queries - first)
             turned += times * min(kept, problem.queries - first)
     return read * _row_bytes(problem) + turned * _turning_bytes(problem)
@@ -563,9 +681,13 @@ _SHARING = 4
 
 
 def _forward_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
+    problem = packed(problem)
+    splits = defines["BLOCKS"] // max(-(-problem.queries // defines["BQ"]), 1)
+    rows = splits * _heads(problem) * problem.queries
+    output = _row_bytes(problem) if splits == 1 else problem.head_size * _value_bytes(problem)
     return Traffic(
-        read=_heads(problem) * _walk_over_keys(problem, defines, rows=1) + _mask_bytes(problem),
-        written=_heads(problem) * problem.queries * (_row_bytes(problem) + _value_bytes(problem)),
+        read=_heads(problem) * _walk_over_keys(problem, defines, rows=1, splits=splits) + _mask_bytes(problem),
+        written=rows * (output + _value_bytes(problem)),
     )
 
 

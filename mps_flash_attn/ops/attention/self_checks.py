@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import torch
 
 from ...launch import Capabilities
-from ...self_check import SelfCheck
+from ...self_check import Expected, SelfCheck
 from . import plan
 from .cases import Case
+from .expected import exact, pytorch
 from .function import Causal
 from .operands import operands, problem, words
 
@@ -23,11 +24,14 @@ _MASKED = Case(
 )
 #: Some columns turned and some not, and queries that begin after the keys.
 _ROTARY = Case(40, 60, 48, batch=1, causal=Causal.BOTTOM_RIGHT, rotation=plan.Rotation(16, False, 20))
+#: One query and a cache of keys, which are cut into parts.
+_DECODING = Case(1, 600, 64, batch=1, query_heads=4, key_heads=2)
 
 
 def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
     """Checks of the forward and backward kernels in each dtype that Metal has, made one problem at a time."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        yield _check_of_parts(_DECODING, dtype, capabilities)
         for case in (_PLAIN, _MASKED, _ROTARY):
             yield from _checks(case, dtype, capabilities)
 
@@ -39,3 +43,19 @@ def _checks(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Itera
     described, of = problem(inputs), operands(inputs)
     for launch in (plan.forward(described, capabilities), *plan.backward(described, capabilities, lse_gradient=True)):
         yield SelfCheck(words(case), dtype, launch, *of[launch.kernel])
+
+
+def _check_of_parts(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> SelfCheck:
+    inputs = case.inputs(dtype)
+    forward = plan.forward_in_parts(problem(inputs), capabilities)
+    chunks = [
+        dataclasses.replace(inputs, key=key, value=value)
+        for key, value in zip(*(x.split(forward.split_keys, dim=2) for x in (inputs.key, inputs.value)), strict=True)
+    ]
+    of_chunks = [(exact(chunk)[:2], pytorch(chunk)[:2]) for chunk in chunks]
+    (outs, lses), (their_outs, their_lses) = (
+        map(torch.stack, zip(*results, strict=True)) for results in zip(*of_chunks, strict=True)
+    )
+    read, _ = operands(inputs)["attention_forward"]
+    written = Expected("outs", outs, their_outs.to(their_lses.dtype)), Expected("lses", lses, their_lses)
+    return SelfCheck(f"{words(case)}, {forward.splits} parts", dtype, forward.launch, read, written)

@@ -25,6 +25,8 @@ __all__ = ["CAPABILITIES", "Kernel", "ShaderLibrary", "compile_shader", "is_chec
 
 #: The least threadgroup memory that a GPU of compute capability 8.0 or newer can give to one block.
 _LEAST_THREADGROUP_BYTES = 99 * 1024
+#: What plans count on where there is no GPU, as when kernels are only compiled.
+_FEWEST_MULTIPROCESSORS = 16
 
 
 def _capabilities() -> Capabilities:
@@ -32,7 +34,12 @@ def _capabilities() -> Capabilities:
     devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     properties: list[Any] = [torch.cuda.get_device_properties(device) for device in devices]
     available = [device.shared_memory_per_block_optin for device in properties]
-    return Capabilities(min(available, default=_LEAST_THREADGROUP_BYTES), float64=True, matrix_unit="mma")
+    return Capabilities(
+        min(available, default=_LEAST_THREADGROUP_BYTES),
+        cores=min((device.multi_processor_count for device in properties), default=_FEWEST_MULTIPROCESSORS),
+        float64=True,
+        matrix_unit="mma",
+    )
 
 
 CAPABILITIES = _capabilities()
