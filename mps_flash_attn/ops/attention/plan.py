@@ -437,7 +437,6 @@ def packed(problem: Problem) -> Problem:
         problem,
         query_heads=problem.key_heads,
         queries=group * queries,
-        causal_offset=None,
         mask=mask,
         layouts=(q, k, v, o, *others),
     )
