@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mps_flash_attn import flash_attention
+from mps_flash_attn.functional import Rotary, flash_attention, rope, rope_tables
 from mps_flash_attn.launch import Capabilities
 from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.attention import function, plan
@@ -188,6 +188,17 @@ def test_heads_are_packed_only_where_rows_are_evenly_apart() -> None:
     assert heads(dataclasses.replace(grouped, causal=Causal.TOP_LEFT)) == (6, 1)
     rotation = plan.Rotation(4, interleaved=False, query_position=29)
     assert plan.packed(some_problem(queries=1, rotation=rotation)).query_heads == 4
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_rotary_turns_the_keys_of_every_part(key_heads: int, seed: int) -> None:
+    query, key = torch.randn(1, 4, 1, 40), torch.randn(1, key_heads, 500, 40)
+    cos, sin = rope_tables(500, 32)
+    rotary = Rotary(cos, sin, query_offset=499)
+    fused = flash_attention(query, key, key, enable_gqa=True, rotary=rotary)
+    query, turned = rope(query, cos=cos[499:], sin=sin[499:]), rope(key, cos=cos, sin=sin)
+    apart = flash_attention(query, turned, key, enable_gqa=True)
+    assert (fused - apart).abs().max() <= (0 if key_heads == 4 else 1e-6)
 
 
 @pytest.mark.usefixtures("fresh_compiler")

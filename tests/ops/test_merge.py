@@ -197,6 +197,24 @@ def test_compiles_without_graph_breaks(dynamic: bool, seed: int) -> None:
             assert torch.equal(copy.grad, other.grad)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("in_dims", [(0, 0, 0, 0), (1, None, 2, 1), (None, 0, None, None)], ids=str)
+def test_vmap(in_dims: tuple[int | None, ...], seed: int) -> None:
+    """Results and gradients are those of one call after the other, to the bit."""
+    whole = Case((3, 3, 3), unseen=0.2).inputs(torch.float32)
+    tensors = whole.first, whole.first_lse, whole.others[0], whole.others_lse[0]
+    rows = [x if dim is not None else x[0] for x, dim in zip(tensors, in_dims, strict=True)]
+
+    def call(*pairs: Tensor) -> tuple[Tensor, ...]:
+        out, lse = forward(pairs[0], pairs[1], pairs[2][None], pairs[3][None], torch.float32)
+        return out, lse, *backward(out, lse, pairs[0], pairs[1], pairs[2][None], pairs[3][None])
+
+    mapped = torch.vmap(call, in_dims)(*rows)
+    for i in range(3):
+        one = call(*(x if dim is None else x.select(dim, i) for x, dim in zip(rows, in_dims, strict=True)))
+        for name, actual, expected in zip(NAMES, mapped, one, strict=True):
+            assert torch.equal(actual[i].nan_to_num(), expected.nan_to_num()), name
+
+
 def test_second_derivatives_and_forward_mode_are_refused() -> None:
     out, lse = torch.randn(3, 24, requires_grad=True), torch.randn(3)
     (grad,) = torch.autograd.grad(merge_attention(out, lse, out, lse)[0].square().sum(), out, create_graph=True)

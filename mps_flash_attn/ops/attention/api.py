@@ -111,7 +111,7 @@ def flash_attention(
             values are not repeated in memory. Without it, heads must be equal or broadcast from 1.
         rotary: rotary position embedding, a `Rotary` with tables of cosines and sines: queries and keys are turned as
             they are loaded, forward and backward, and nothing of their size is written. The result is that of turning
-            both by `rope` first, to the bit.
+            both by `rope` first, to the bit, or where few queries meet many keys of grouped heads, to rounding.
         return_lse: also returns the log-sum-exp of every row of scores.
 
     Returns:

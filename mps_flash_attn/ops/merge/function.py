@@ -6,6 +6,7 @@ dictionary look-up beyond its launch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..calls import PreparedCalls, alignment, geometry
 from ..checks import refuse_second_derivatives
 from ..dtypes import accumulator_dtype
 from ..rows import Operand
+from ..vmap import InDims, lead
 from . import plan
 
 __all__ = ["describe", "merge_backward", "merge_forward"]
@@ -209,3 +211,26 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
 
 merge_forward.register_autograd(_backward, setup_context=_save_for_backward)
 refuse_second_derivatives("merge_backward", "merge_attention")
+
+
+@merge_forward.register_vmap
+def _(info: Any, in_dims: InDims, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    parts = _mapped_parts(args[:4], in_dims[:4], info.batch_size)
+    return torch.ops.mps_flash_attn.merge_forward(*parts, args[4]), (0, 0)
+
+
+@merge_backward.register_vmap
+def _(
+    info: Any, in_dims: InDims, grad_out: Tensor, grad_lse: Tensor | None, *parts: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    size = info.batch_size
+    grad_out = lead(grad_out, in_dims[0], size)
+    grad_lse = None if grad_lse is None else lead(grad_lse, in_dims[1], size)
+    mapped = _mapped_parts(parts, in_dims[2:], size)
+    return torch.ops.mps_flash_attn.merge_backward(grad_out, grad_lse, *mapped), (0, 0, 1, 1)
+
+
+def _mapped_parts(parts: Sequence[Tensor], in_dims: InDims, size: int) -> list[Tensor]:
+    """The mapped dimension as the first of every part's; the others are numbered by one in front of it."""
+    first, first_lse, others, others_lse = (lead(x, dim, size) for x, dim in zip(parts, in_dims, strict=True))
+    return [first, first_lse, others.movedim(0, 1), others_lse.movedim(0, 1)]
