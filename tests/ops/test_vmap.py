@@ -206,6 +206,22 @@ def test_rope(seed: int) -> None:
     assert torch.equal(of_each, torch.stack(expected))
 
 
+def test_renormalisation_of_a_shared_weight_and_of_each(seed: int) -> None:
+    indices, weight, weights = torch.randint(5, (SIZE, 4)), torch.randn(7, 6), torch.randn(7, SIZE, 6)
+    expected = weight.clone()
+    F.embedding(indices, expected, max_norm=1.0)
+    with simulator.profile() as counts:
+        found = torch.vmap(lambda indices: functional.embedding(indices, weight, max_norm=1.0))(indices)
+    assert len(counts.launches) == 3
+    torch.testing.assert_close(weight, expected)
+    assert torch.equal(found, weight[indices])
+    torch.vmap(lambda indices, weight: functional.embedding(indices, weight, max_norm=1.0), (0, 1))(indices, weights)
+    for used, part in zip(indices, weights.unbind(1), strict=True):
+        assert (part[used].norm(dim=1) <= 1.0001).all()
+    with pytest.raises(IndexError, match="input holds the index"):
+        torch.vmap(lambda indices: functional.embedding(indices, weight, max_norm=1.0))(indices + 7)
+
+
 def test_nested_maps(seed: int) -> None:
     x, weight = torch.randn(2, SIZE, 4, 6), torch.randn(SIZE, 6)
     with simulator.profile() as counts:

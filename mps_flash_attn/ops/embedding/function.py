@@ -306,3 +306,16 @@ def _(info: Any, in_dims: InDims, indices: Tensor, weight: Tensor, *options: Any
 @embedding_backward.register_vmap
 def _(info: Any, in_dims: InDims, *args: Any) -> tuple[Tensor, int]:
     return each(torch.ops.mps_flash_attn.embedding_backward, info.batch_size, args, in_dims)
+
+
+@embedding_renormalise.register_vmap
+def _(info: Any, in_dims: InDims, weight: Tensor, indices: Tensor, *options: float) -> tuple[None, None]:
+    """A shared weight has the rows divided that any call has."""
+    operator, size = torch.ops.mps_flash_attn.embedding_renormalise, info.batch_size
+    indices = lead(indices, in_dims[1], size)
+    if in_dims[0] is None:
+        operator(weight, indices, *options)
+    else:
+        for part, numbers in zip(weight.unbind(in_dims[0]), indices, strict=True):
+            operator(part, numbers, *options)
+    return None, None
