@@ -7,6 +7,7 @@ import doctest
 import importlib
 
 import pytest
+import torch
 
 from mps_flash_attn import doctor
 from mps_flash_attn.runtime import simulator
@@ -19,7 +20,7 @@ def test_self_checks_pass_and_can_fail(operation: str, seed: int) -> None:
     for check in OPERATIONS[operation](simulator.CAPABILITIES):
         assert check.measure(simulator, "cpu").passed, check.problem
         for index, expected in enumerate(check.outputs):
-            wrong = expected.reference.clone()
+            wrong = expected.reference.clone(memory_format=torch.contiguous_format)
             wrong.view(-1)[-1] += 1
             faulty = dataclasses.replace(expected, reference=wrong, pytorch=wrong.to(expected.pytorch.dtype))
             outputs = (*check.outputs[:index], faulty, *check.outputs[index + 1 :])
