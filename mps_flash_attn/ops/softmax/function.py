@@ -6,6 +6,7 @@ dictionary look-up beyond its launch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ def describe(dim: int, log: bool, x: Tensor, y: Tensor, dy: Tensor | None = None
     return plan.Problem(tuple(x.shape) or (1,), dim, operands, log)
 
 
+def _prepare(
+    kernel: Callable[[plan.Problem, launch.Capabilities], launch.Launch], dim: int, log: bool, *tensors: Tensor
+) -> launch.BoundLaunch:
+    runtime = for_device(tensors[0].device.type)
+    return launch.bind(kernel(describe(dim, log, *tensors), runtime.CAPABILITIES), runtime)
+
+
 @torch.library.custom_op("mps_flash_attn::softmax_forward", mutates_args=())
 def softmax_forward(x: Tensor, dim: int, log: bool, dtype: torch.dtype) -> Tensor:
     """Softmax along a dimension, or its natural logarithm.
@@ -50,9 +58,7 @@ def softmax_forward(x: Tensor, dim: int, log: bool, dtype: torch.dtype) -> Tenso
     if x.numel() == 0:
         return out
     problem = (geometry(x), dim, log, dtype)
-    call = _forward_calls.prepared(
-        problem, lambda: launch.bind(plan.forward(describe(dim, log, x, out), runtime.CAPABILITIES), runtime)
-    )
+    call = _forward_calls.prepared(problem, _prepare, plan.forward, dim, log, x, out)
     call(x, out)
     return out
 
@@ -75,10 +81,7 @@ def softmax_backward(grad_out: Tensor, out: Tensor, dim: int, log: bool, dtype: 
     if out.numel() == 0:
         return grad
     problem = (geometry(grad_out), geometry(out), dim, log, dtype)
-    call = _backward_calls.prepared(
-        problem,
-        lambda: launch.bind(plan.backward(describe(dim, log, grad, out, grad_out), runtime.CAPABILITIES), runtime),
-    )
+    call = _backward_calls.prepared(problem, _prepare, plan.backward, dim, log, grad, out, grad_out)
     call(out, grad_out, grad)
     return grad
 
