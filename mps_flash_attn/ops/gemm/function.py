@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ... import launch, tune
 from ...errors import UnsupportedError
+from ...launch import CHUNK_BYTES
 from ...runtime.base import for_device
-from ..calls import PreparedCalls, address, geometry
+from ..calls import PreparedCalls, alignment, geometry
 from ..dtypes import accumulator_dtype
 from ..strides import coalesce
 from ..vmap import InDims, each, lead
@@ -44,9 +45,8 @@ def _operand(matrices: Tensor, depth_dim: int, batch_strides: tuple[int, ...]) -
     )
     inner, outer = (depth_dim, extent_dim) if depth_last else (extent_dim, depth_dim)
     stride = matrices.stride(outer) if matrices.shape[outer] > 1 else 0
-    size = matrices.element_size()
-    starts = (address(matrices), *(x * size for x in (stride, *batch_strides, matrices.shape[inner])))
-    return plan.Operand(depth_last, stride, batch_strides, aligned=all(x % 16 == 0 for x in starts))
+    aligned = alignment(matrices, stride, *batch_strides, matrices.shape[inner]) == CHUNK_BYTES
+    return plan.Operand(depth_last, stride, batch_strides, aligned)
 
 
 def _batch_strides(matrices: Tensor, batch: Sequence[int]) -> tuple[int, ...]:
@@ -166,11 +166,7 @@ def gemm(a: Tensor, b: Tensor, bias: Tensor | None, activation: int, save: bool)
     if bias is not None:
         bias = bias.contiguous()
     problem = (geometry(a), geometry(b), None if bias is None else geometry(bias), activation, save)
-    call = _products.get(problem)
-    if call is None:
-        call = _prepare(a, b, bias, activation, save)
-        _products[problem] = call
-    return call(a, b, bias)
+    return _products.prepared(problem, _prepare, a, b, bias, activation, save)(a, b, bias)
 
 
 def _prepare_gradients(grad_c: Tensor, activation: int, bias: bool) -> _Call:
@@ -218,11 +214,7 @@ def gemm_epilogue_backward(grad_c: Tensor, z: Tensor, activation: int, bias: boo
         raise ValueError(f"z is {z.dtype} of shape {tuple(z.shape)}; accepted: that of grad_c, {tuple(grad_c.shape)}")
     grad_c, z = grad_c.contiguous(), z.contiguous()
     problem = (geometry(grad_c), activation, bias)
-    call = _gradients.get(problem)
-    if call is None:
-        call = _prepare_gradients(grad_c, activation, bias)
-        _gradients[problem] = call
-    return call(grad_c, z)
+    return _gradients.prepared(problem, _prepare_gradients, grad_c, activation, bias)(grad_c, z)
 
 
 #: `gemm` without the layers that only a definition needs.

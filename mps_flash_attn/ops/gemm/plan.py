@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import UnsupportedError
-from ...launch import Capabilities, Launch, ParamStruct
+from ...launch import CHUNK_BYTES, LANES, Capabilities, Launch, ParamStruct
 from ...source import Define
 from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 from .activation import Activation
@@ -37,8 +37,6 @@ MAX_BATCH_DIMS = 4
 
 _FOLDER = "ops/gemm"
 _TILE = 16  # rows and columns of the matrix layer's unit
-_LANES = 32
-_CHUNK_BYTES = 16  # what a lane moves at once
 _THREADS = 256  # of a threadgroup of the kernels without tiles
 #: 32-bit registers a lane may spend on accumulators: of 128 that allow an Apple GPU its full number of threads, half.
 _ACCUMULATOR_REGISTERS = 128
@@ -123,7 +121,7 @@ class Tiling:
 
     @property
     def threads(self) -> int:
-        return self.WM * self.WN * _LANES
+        return self.WM * self.WN * LANES
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ class Plan:
 
 def _threadgroup_bytes(problem: Problem, tiling: Tiling) -> int:
     size = problem.dtype.itemsize
-    pad = tiling.pad * _CHUNK_BYTES
+    pad = tiling.pad * CHUNK_BYTES
     total = 0
     for operand, extent in ((problem.a, tiling.BM), (problem.b, tiling.BN)):
         rows, columns = (extent, tiling.BK) if operand.depth_last else (tiling.BK, extent)
@@ -375,7 +373,7 @@ def backward_epilogue(problem: BackwardProblem, capabilities: Capabilities) -> P
     refuse_dtype(problem.dtype, capabilities)
     if max(problem.rows, problem.columns) >= 2**31 - 2**10:
         raise UnsupportedError(f"{problem.rows} rows and {problem.columns} columns do not fit in 32 bits")
-    strips = -(-problem.columns // _LANES)
+    strips = -(-problem.columns // LANES)
     parts = max(min(_BUSY_GROUPS // strips, problem.rows // _THREADS), 1)
     part_rows = -(-problem.rows // parts)
     parts = -(-problem.rows // part_rows)

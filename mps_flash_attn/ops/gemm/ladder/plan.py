@@ -10,17 +10,15 @@ from typing import Literal
 import torch
 
 from ....errors import UnsupportedError
-from ....launch import Capabilities, Launch, ParamStruct
+from ....launch import CHUNK_BYTES, LANES, Capabilities, Launch, ParamStruct
 from ....source import Define
 from ...dtypes import ELEMENTS, accumulator, refuse_dtype
 
 __all__ = ["RUNGS", "Kind", "Problem", "Rung", "Tiling", "launch", "tilings"]
 
 _FOLDER = "ops/gemm/ladder"
-_LANES = 32
 _TILE = 16  # rows and columns of the matrix layer's unit
 _QUAD = 4  # elements that a thread moves at once
-_CHUNK_BYTES = 16
 
 #: What a rung's threads do: one element each, straight from device memory; blocks of elements, by single elements or by
 #: quads; tiles of the matrix layer.
@@ -51,7 +49,7 @@ class Tiling:
 
     @property
     def threads(self) -> int:
-        return self.WM * self.WN * _LANES if self.WM else self.BM * self.BN // (self.TM * self.TN)
+        return self.WM * self.WN * LANES if self.WM else self.BM * self.BN // (self.TM * self.TN)
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def _threadgroup_bytes(rung: Rung, problem: Problem, tiling: Tiling) -> int:
     if rung.kind == "elements":
         return 0
     if rung.kind == "matrices":
-        return (tiling.BM * tiling.BK + tiling.BK * tiling.BN) * size + (tiling.BM + tiling.BK) * _CHUNK_BYTES
+        return (tiling.BM * tiling.BK + tiling.BK * tiling.BN) * size + (tiling.BM + tiling.BK) * CHUNK_BYTES
     return tiling.stages * tiling.BK * (tiling.BM + tiling.pad + tiling.BN) * size
 
 
@@ -154,7 +152,7 @@ def _defines(rung: Rung, problem: Problem, tiling: Tiling) -> tuple[Define, ...]
     blocks: tuple[Define, ...] = tuple((name, getattr(tiling, name)) for name in ("BM", "BN", "BK"))
     row_bytes = (problem.depth * problem.dtype.itemsize, problem.columns * problem.dtype.itemsize)
     if rung.kind == "matrices":
-        aligned = problem.aligned and all(x % _CHUNK_BYTES == 0 for x in row_bytes)
+        aligned = problem.aligned and all(x % CHUNK_BYTES == 0 for x in row_bytes)
         own: tuple[Define, ...] = (("WM", tiling.WM), ("WN", tiling.WN), ("PAD", 1), ("ALIGNED", int(aligned)))
     else:
         vector = problem.aligned and problem.depth % _QUAD == 0 and problem.columns % _QUAD == 0

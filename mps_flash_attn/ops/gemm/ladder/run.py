@@ -53,9 +53,6 @@ def multiply(rung: Rung, a: Tensor, b: Tensor, tiling: Tiling | None = None) -> 
     else:
         which = problem(a, b)
     key = (rung, which, tiling, a.device)
-    call = _calls.get(key)
-    if call is None:
-        call = launching.bind(launch(rung, which, runtime.CAPABILITIES, tiling), runtime)
-        _calls[key] = call
+    call = _calls.prepared(key, lambda: launching.bind(launch(rung, which, runtime.CAPABILITIES, tiling), runtime))
     call(a.detach(), b.detach(), c)
     return c
