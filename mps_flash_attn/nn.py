@@ -125,9 +125,9 @@ class Embedding(nn.Embedding):
 class MultiheadAttention(nn.MultiheadAttention):
     """Attention with its projections; see :class:`torch.nn.MultiheadAttention`.
 
-    The projections and the attention are kernels of this package where attention is computed without its weights:
-    ``need_weights=False``, no dropout (or ``eval()``), and an ``attn_mask`` that needs no gradient. Otherwise, and with
-    ``use_flash_attention=False``, PyTorch computes, in memory that grows with the square of the length.
+    The projections and the attention, with its dropout, are kernels of this package where attention is computed without
+    its weights: ``need_weights=False``. Otherwise, and with ``use_flash_attention=False``, PyTorch computes, in memory
+    that grows with the square of the length.
 
     Args:
         embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, dtype: as in
@@ -177,8 +177,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         fused = (
             self.use_flash_attention
             and not need_weights
-            and not (self.training and self.dropout > 0)
-            and not any(mask is not None and mask.requires_grad for mask in (attn_mask, key_padding_mask))
+            and not (self.training and self.dropout == 1)
             and query.dim() in (2, 3)
         )
         if not fused:
@@ -202,7 +201,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         # As in PyTorch: merged masks let every query see the added keys, which the hint alone hides.
         causal = is_causal and not (padded and key_padding_mask is not None)
         mask = self._mask(None if causal else attn_mask, key_padding_mask, query.shape[0], padded)
-        out = functional.flash_attention(heads[0], heads[1], heads[2], mask, is_causal=causal)
+        dropout_p = self.dropout if self.training else 0.0
+        out = functional.flash_attention(heads[0], heads[1], heads[2], mask, dropout_p, is_causal=causal)
         out = functional.linear(out.transpose(1, 2).flatten(-2), self.out_proj.weight, self.out_proj.bias)
         if not batched:
             return out.squeeze(0), None

@@ -23,7 +23,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from ._version import __version__
 from .ops.attention.api import attempt
-from .ops.attention.arguments import Refusal
+from .ops.attention.arguments import PLAIN, Refusal, Scoring
 from .ops.attention.function import Causal
 
 __all__ = ["DeviceStats", "Stats", "patch", "patched", "reset_stats", "stats", "unpatch"]
@@ -43,10 +43,10 @@ def patch(devices: Iterable[str] = ("mps",)) -> None:
     """Accelerates ``scaled_dot_product_attention`` for tensors on these devices, in the whole process.
 
     Callers keep PyTorch's meaning: a call gives what PyTorch gives, up to rounding, or is passed on to PyTorch. Passed
-    on are dropout, a mask that requires grad, a mask together with ``is_causal`` (PyTorch's own answer to that pair
-    depends on the device), a value head size other than the query's, head sizes over 256, sparse and nested tensors,
-    tensor subclasses with their own dispatch, forward-mode differentiation and ``torch.func`` gradients, arguments that
-    PyTorch refuses, and code under ``torch.nn.attention.sdpa_kernel`` without ``SDPBackend.FLASH_ATTENTION``. The
+    on are a mask together with ``is_causal`` (PyTorch's own answer to that pair depends on the device), a value head
+    size other than the query's, head sizes over 256, sparse and nested tensors, tensor subclasses with their own
+    dispatch, forward-mode differentiation and ``torch.func`` gradients, arguments that PyTorch refuses, and code under
+    ``torch.nn.attention.sdpa_kernel`` without ``SDPBackend.FLASH_ATTENTION``. The
     last is also the way out for one block of code, for example where second derivatives are needed.
 
     Calling it again is harmless; devices add up. It takes effect for every thread. Functions compiled by
@@ -219,10 +219,11 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """What the dispatcher calls on a patched device in place of PyTorch's function."""
-    reason = _reason_to_pass_on(query, key, value, attn_mask, dropout_p, is_causal)
+    reason = _reason_to_pass_on(query, key, value, attn_mask, is_causal)
     if reason is None:
         causal = Causal.TOP_LEFT if is_causal else Causal.NONE
-        result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa)
+        scoring = Scoring(dropout_p) if dropout_p else PLAIN
+        result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa, scoring)
         if not isinstance(result, Refusal):
             _count(query.device.type, None)
             return result[0]
@@ -234,11 +235,9 @@ def _attention(
 
 
 def _reason_to_pass_on(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
 ) -> str | None:
     """Why this call is PyTorch's, apart from what `attempt` refuses for every caller; None to accelerate it."""
-    if dropout_p != 0.0:
-        return "dropout"
     if not _flash_enabled():
         return "flash attention is switched off by sdpa_kernel"
     if torch._C._functorch.peek_interpreter_stack() is not None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .errors import MPSFlashAttnError
 from .ops.attention.cases import Case
-from .ops.attention.expected import NAMES, exact, pytorch
 from .ops.attention.function import Causal
+from .ops.attention.operands import outputs
 from .patch import DeviceStats, patched, stats
-from .self_check import Expected, Measured, measure
+from .self_check import Measured, measure
 
 __all__ = ["PROBLEM", "measure_patched"]
 
@@ -38,10 +38,10 @@ def measure_patched(device: str) -> Measured:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return out, *torch.autograd.grad(out, (query, key, value), grad_out)
 
-    expected = [Expected(*output) for output in zip(NAMES, exact(inputs), pytorch(inputs), strict=True)]
+    expected = [output for name, output in outputs(inputs).items() if name != "lse"]
     before = stats().devices.get(device, DeviceStats())
     with patched(devices=(device,)):
-        measured = measure(call, [output for output in expected if output.name != "lse"], device)
+        measured = measure(call, expected, device)
     after = stats().devices.get(device, DeviceStats())
     if after.accelerated == before.accelerated:
         raise MPSFlashAttnError(f"the patch left the call to PyTorch: {', '.join(after.reasons) or 'it was not seen'}")

@@ -90,7 +90,7 @@ def test_backward_operator_keeps_pytorchs_rules(seed: int, dtype: torch.dtype, l
     mask = MASKS["additive"]()
     out, lse = forward(query, key, value, mask, 0.3, 0)
     for grad_lse in (None, torch.randn_like(lse)):
-        args = (LAYOUTS[layout](torch.randn_like(out)), grad_lse, query, key, value, mask, out, lse, 0.3, 0)
+        args = (LAYOUTS[layout](torch.randn_like(out)), grad_lse, query, key, value, mask, out, lse, True, 0.3, 0)
         torch.library.opcheck(backward, args)
 
 

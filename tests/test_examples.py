@@ -182,6 +182,7 @@ def readme_code() -> list[str]:
 def test_the_readmes_code_runs() -> None:
     key = torch.randn(1, 2, 16, 64)
     names: dict[str, Any] = {"query": torch.randn(1, 4, 16, 64), "key": key, "value": key.clone(), "attn_mask": None}
+    names |= {"slopes": torch.rand(4), "sinks": torch.randn(4)}
     code = readme_code()
     assert len(code) >= 4
     try:

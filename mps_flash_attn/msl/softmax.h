@@ -17,12 +17,13 @@ struct OnlineSoftmax {
     rows_t shift;  // m in base 2, rounded once, so that all that is computed from it agrees
     rows_t l;      // sum of 2^(factor * score - shift), over this lane's columns only until `finish`
 
-    // `unit` is what scores are still to be multiplied by.
-    void start(accum unit) thread {
+    // `unit` is what scores are still to be multiplied by. `sink` is the score, as it is, of something without a value
+    // that takes its share of the weights; -inf stands for none.
+    void start(accum unit, accum sink, ushort lane) thread {
         factor = unit * LOG2_E;
-        m = rows_t(-INFINITY);
-        shift = rows_t(-INFINITY);
-        l = rows_t(0);
+        m = rows_t(sink / unit);
+        shift = m * factor;
+        l = rows_t(sink != -INFINITY && tile_col(lane) == 0 ? 1 : 0);  // one of the lanes that share a row counts it
     }
     // Turns the scores s into weights with the new m; returns the factor of everything summed before.
     template <short N>

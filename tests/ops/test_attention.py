@@ -9,12 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from mps_flash_attn.ops.attention.cases import HEAD_SIZES, LENGTHS, Case, Inputs, MaskName
-from mps_flash_attn.ops.attention.expected import NAMES, exact, pytorch
-from mps_flash_attn.ops.attention.function import Causal, attention_backward, attention_forward
-from tests.tolerance import assert_accurate
+from mps_flash_attn.ops.attention.cases import HEAD_SIZES, LENGTHS, Case, MaskName
+from mps_flash_attn.ops.attention.function import Causal
+from tests.ops.attention import assert_as_expected, ours
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -22,20 +20,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LENGTH_PAIRS = (*zip(LENGTHS, (*LENGTHS[3:], *LENGTHS[:3]), strict=True), (64, 64), (77, 77), (200, 200))
 
 
-def ours(inputs: Inputs) -> tuple[Tensor, ...]:
-    """``out lse dq dk dv`` from the kernels."""
-    arguments = (inputs.query, inputs.key, inputs.value, inputs.attn_mask)
-    out, lse = attention_forward(*arguments, inputs.scale, int(inputs.causal))
-    gradients = attention_backward(
-        inputs.grad_out, inputs.grad_lse, *arguments, out, lse, inputs.scale, int(inputs.causal)
-    )
-    return out, lse, *gradients
-
-
 def check(case: Case, dtype: torch.dtype) -> None:
     inputs = case.inputs(dtype)
-    for name, actual, baseline, expected in zip(NAMES, ours(inputs), pytorch(inputs), exact(inputs), strict=True):
-        assert_accurate(f"{name} of {case} in {dtype}", actual, baseline, expected)
+    assert_as_expected(inputs, ours(inputs), f" of {case} in {dtype}")
 
 
 @pytest.mark.parametrize("causal", [Causal.NONE, Causal.TOP_LEFT])
@@ -71,7 +58,7 @@ def test_same_result_in_float64(seed: int) -> None:
 MASKS: dict[str, tuple[MaskName, ...]] = {
     "none": ("none",),
     "boolean": ("boolean", "boolean-keys"),
-    "additive": ("additive", "additive-head", "additive-column"),
+    "additive": ("additive", "additive-head", "additive-column", "additive-row"),
 }
 
 
@@ -82,13 +69,15 @@ def test_combinations(kind: str, seed: int) -> None:
     dtype = generator.choice((torch.float32, torch.bfloat16))
     mask_dtype = generator.choice((torch.float32, torch.float16))
     head_size = generator.choice((17, 40, 64))
+    # A mask's gradient is measured by its largest value: not by one element that may be a sum of terms that cancel.
+    lengths = st.integers(0, 150) if kind != "additive" else st.one_of(st.just(0), st.integers(20, 150))
 
     @settings(max_examples=40)
     @given(
         st.builds(
             Case,
-            queries=st.integers(0, 150),
-            keys=st.integers(0, 150),
+            queries=lengths,
+            keys=lengths,
             head_size=st.just(head_size),
             batch=st.integers(1, 2),
             query_heads=st.just(4),
@@ -106,3 +95,41 @@ def test_combinations(kind: str, seed: int) -> None:
         check(case, dtype)
 
     combinations()
+
+
+MODIFIED = {
+    "window": Case(150, 150, 40, query_heads=4, window=(20, 9)),
+    "window-causal": Case(77, 130, 40, causal=Causal.BOTTOM_RIGHT, window=(30, -1)),
+    "window-right": Case(130, 77, 40, window=(-1, 3), bottom_right=True),
+    "window-nothing-seen": Case(130, 40, 40, window=(5, 5)),
+    "softcap": Case(77, 90, 40, softcap=2.0, causal=Causal.TOP_LEFT),
+    "alibi": Case(77, 90, 40, query_heads=4, key_heads=2, alibi=True, bottom_right=True),
+    "sinks": Case(77, 90, 40, query_heads=4, key_heads=2, sinks=True, mask="boolean-keys"),
+    "sinks-no-keys": Case(7, 0, 40, sinks=True),
+    "dropout": Case(77, 90, 40, query_heads=4, key_heads=2, dropout_p=0.3, causal=Causal.TOP_LEFT),
+    "bias-per-key": Case(150, 90, 40, mask="additive-row", mask_dtype=torch.float16),
+    "bias-per-query": Case(150, 90, 40, query_heads=4, key_heads=1, mask="additive-column"),
+    "one-query": Case(
+        1, 600, 40, batch=1, query_heads=4, key_heads=2, causal=Causal.BOTTOM_RIGHT, window=(400, -1), sinks=True
+    ),
+    "bias-and-all": Case(
+        90,
+        77,
+        40,
+        query_heads=4,
+        key_heads=2,
+        causal=Causal.TOP_LEFT,
+        mask="additive",
+        window=(50, -1),
+        softcap=3.0,
+        alibi=True,
+        sinks=True,
+        dropout_p=0.2,
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", MODIFIED)
+def test_modified_scores_and_weights(name: str, dtype: torch.dtype, seed: int) -> None:
+    check(MODIFIED[name], dtype)

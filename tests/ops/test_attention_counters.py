@@ -9,18 +9,17 @@ from mps_flash_attn.ops.attention import function, plan
 from mps_flash_attn.ops.attention.cases import Case
 from mps_flash_attn.ops.attention.function import Causal
 from mps_flash_attn.runtime import simulator
+from tests.ops.attention import ours
 
 
 def profile(case: Case, dtype: torch.dtype) -> tuple[simulator.Profile, plan.Problem]:
     inputs = case.inputs(dtype)
     arguments = (inputs.query, inputs.key, inputs.value, inputs.attn_mask)
     with simulator.profile() as counts:
-        out, lse = function.attention_forward(*arguments, inputs.scale, int(inputs.causal))
-        dq, dk, dv = function.attention_backward(
-            inputs.grad_out, inputs.grad_lse, *arguments, out, lse, inputs.scale, int(inputs.causal)
-        )
+        out, _, dq, dk, dv, *_ = ours(inputs)
+    options = inputs.modifiers.options(inputs.query, inputs.key, inputs.scale, int(inputs.causal))
     outputs = {"out": out, "grad_out": inputs.grad_out, "dq": dq, "dk": dk, "dv": dv}
-    return counts, function.describe(*arguments, inputs.scale, int(inputs.causal), **outputs)
+    return counts, function.describe(*arguments, options, **outputs)
 
 
 def test_causal_skips_nearly_half_the_products(seed: int) -> None:
@@ -41,6 +40,7 @@ def test_causal_skips_nearly_half_the_products(seed: int) -> None:
         Case(150, 150, 128, batch=1, query_heads=1, key_heads=1, causal=Causal.TOP_LEFT),
         Case(100, 130, 40, batch=2, causal=Causal.BOTTOM_RIGHT, mask="boolean"),
         Case(90, 40, 17, batch=1, mask="additive"),
+        Case(300, 333, 64, batch=1, query_heads=2, key_heads=1, window=(40, 20), mask="additive-row"),
         Case(64, 64, 256, batch=1, query_heads=1, key_heads=1),
     ],
     ids=lambda case: f"{case.queries}x{case.keys}x{case.head_size}-{case.mask}",
@@ -49,7 +49,8 @@ def test_causal_skips_nearly_half_the_products(seed: int) -> None:
 def test_device_bytes_are_those_the_plan_predicts(case: Case, dtype: torch.dtype, seed: int) -> None:
     counts, problem = profile(case, dtype)
     capabilities = simulator.CAPABILITIES
-    launches = (plan.forward(problem, capabilities), *plan.backward(problem, capabilities, True))
+    with_mask = case.mask.startswith("additive")
+    launches = (plan.forward(problem, capabilities), *plan.backward(problem, capabilities, True, with_mask))
     assert [x.kernel for x in counts.launches] == [x.kernel for x in launches]
     for record, launch in zip(counts.launches, launches, strict=True):
         predicted = plan.predicted_traffic(launch, problem)

@@ -108,7 +108,7 @@ def test_against_float64(seed: int) -> None:
         changed = type(inputs)(
             **{**vars(inputs), "query": turned(inputs.query.to(dtype), 10), "key": turned(inputs.key.to(dtype), 0)}
         )
-        out, lse, dq, dk, dv = compute(changed)
+        out, lse, dq, dk, dv, *_ = compute(changed)
         results.append((out, lse, turned(dq, 10, -1), turned(dk, 0, -1), dv))
     query, key, value = (x.detach().requires_grad_() for x in (inputs.query, inputs.key, inputs.value))
     outputs = flash_attention(query, key, value, is_causal=True, rotary=rotary, scale=inputs.scale, return_lse=True)
@@ -142,7 +142,9 @@ def test_no_finding(dtype: torch.dtype, interleaved: bool, seed: int) -> None:
     rest = (0.3, int(Causal.TOP_LEFT), *rope_tables(75, 32), interleaved, 5)
     with simulator.check():
         out, lse = function.attention_forward(query, key, value, None, *rest)
-        gradients = function.attention_backward(torch.randn_like(out), lse, query, key, value, None, out, lse, *rest)
+        gradients = function.attention_backward(
+            torch.randn_like(out), lse, query, key, value, None, out, lse, False, *rest
+        )
     assert not any(x.isnan().any() for x in (out, lse, *gradients)), "an element was never written"
 
 
@@ -153,10 +155,12 @@ def test_device_bytes_are_those_the_plan_predicts(seed: int) -> None:
     rest = (inputs.scale, int(inputs.causal), cos, sin, False, 0)
     with simulator.profile() as counts:
         out, lse = function.attention_forward(*arguments, *rest)
-        dq, dk, dv = function.attention_backward(inputs.grad_out, inputs.grad_lse, *arguments, out, lse, *rest)
+        dq, dk, dv, *_ = function.attention_backward(
+            inputs.grad_out, inputs.grad_lse, *arguments, out, lse, False, *rest
+        )
     outputs = {"out": out, "grad_out": inputs.grad_out, "dq": dq, "dk": dk, "dv": dv}
-    problem = function.describe(*arguments, inputs.scale, int(inputs.causal), **outputs)
-    problem = type(problem)(**{**vars(problem), "rotation": plan.Rotation(16, interleaved=False, query_position=0)})
+    rotation = plan.Rotation(16, interleaved=False, query_position=0)
+    problem = function.describe(*arguments, function.Options(inputs.scale, int(inputs.causal), rotation), **outputs)
     launches = (
         plan.forward(problem, simulator.CAPABILITIES),
         *plan.backward(problem, simulator.CAPABILITIES, True),
@@ -191,7 +195,7 @@ def test_operators_keep_pytorchs_rules(seed: int) -> None:
     out, lse = function.attention_forward(query, key, value, None, *rest)
     torch.library.opcheck(
         torch.ops.mps_flash_attn.attention_backward.default,
-        (torch.randn_like(out), None, query, key, value, None, out, lse, *rest),
+        (torch.randn_like(out), None, query, key, value, None, out, lse, False, *rest),
     )
 
 
@@ -220,7 +224,7 @@ def test_vmap_shares_tables(seed: int) -> None:
     assert torch.equal(
         mapped[1], flash_attention(query[1], query[1], query[1], is_causal=True, rotary=Rotary(cos, sin))
     )
-    with pytest.raises(UnsupportedError, match="rotary has tables that differ between the calls of a vmap"):
+    with pytest.raises(UnsupportedError, match="rotary or dropout differs between the calls of a vmap"):
         torch.vmap(lambda x, c: flash_attention(x, x, x, rotary=Rotary(c, sin)))(query, cos.expand(3, 7, 20))
 
 

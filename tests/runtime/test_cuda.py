@@ -18,10 +18,9 @@ from mps_flash_attn.launch import Capabilities, Launch
 from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.attention import plan
 from mps_flash_attn.ops.attention.cases import Case
-from mps_flash_attn.ops.attention.expected import NAMES, exact, pytorch
-from mps_flash_attn.ops.attention.function import Causal, attention_backward, attention_forward, describe
+from mps_flash_attn.ops.attention.function import Causal, Options, describe
 from mps_flash_attn.runtime import base, simulator
-from tests.tolerance import assert_accurate
+from tests.ops.attention import assert_as_expected, ours
 
 cuda: Any = pytest.importorskip("mps_flash_attn.runtime.cuda", reason="cuda-bindings is not installed")
 nvrtc: Any = importlib.import_module("mps_flash_attn.runtime.cuda.nvrtc")
@@ -74,8 +73,10 @@ def test_every_kind_of_launch_compiles(operation: str, seed: int) -> None:
 @pytest.mark.parametrize("head_size", [64, 128])
 def test_attention_asks_for_the_memory_it_plans(head_size: int) -> None:
     problem = Case(4096, 4096, head_size).inputs(torch.float16)
-    arguments = (problem.query, problem.key, problem.value, None, problem.scale, 0)
-    described = describe(*arguments, **dict.fromkeys(("out", "grad_out", "dq", "dk", "dv"), problem.query))
+    arguments = (problem.query, problem.key, problem.value, None)
+    described = describe(
+        *arguments, Options(problem.scale), **dict.fromkeys(("out", "grad_out", "dq", "dk", "dv"), problem.query)
+    )
     device = capabilities(H200)
     for launch in (plan.forward(described, device), *plan.backward(described, device, False)):
         binary = compiled(launch.text, name=launch.kernel)
@@ -191,14 +192,9 @@ def test_tiles_of_nvidia_gpus_give_the_same_on_the_simulator(
     monkeypatch.setattr(simulator, "CAPABILITIES", Capabilities(matrix_unit="mma"))
     calls.forget()
     inputs = Case(300, 270, 16, query_heads=4, key_heads=2, causal=Causal.TOP_LEFT).inputs(dtype)
-    arguments = (inputs.query, inputs.key, inputs.value, None, inputs.scale, int(inputs.causal))
     try:
-        out, lse = attention_forward(*arguments)
-        gradients = attention_backward(inputs.grad_out, inputs.grad_lse, *arguments[:4], out, lse, *arguments[4:])
+        results = ours(inputs)
     finally:
         calls.forget()
     assert {dict(defines).get("ROW_TILES") for defines in texts} >= {2}
-    for name, actual, baseline, reference in zip(
-        NAMES, (out, lse, *gradients), pytorch(inputs), exact(inputs), strict=True
-    ):
-        assert_accurate(name, actual, baseline, reference)
+    assert_as_expected(inputs, results)

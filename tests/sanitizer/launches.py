@@ -15,6 +15,7 @@ import torch
 
 from mps_flash_attn import launch, ops
 from mps_flash_attn.runtime import cuda
+from tests.ops.attention import ours
 from tests.ops.barriers import barriers, without_barrier
 
 HEADER = "#include <metal_stdlib>\nusing namespace metal;\n"
@@ -89,15 +90,12 @@ def divergent_barrier() -> None:
 
 def missing_barrier(number: int) -> None:
     """An attention kernel without one of its barriers."""
-    from mps_flash_attn.ops.attention import function
     from mps_flash_attn.ops.attention.cases import Case
 
     path, index = attention_barriers()[number]
     inputs = Case(300, 300, 64, batch=1, query_heads=1, key_heads=1).inputs(torch.float16, "cuda")
     with without_barrier(path, index):
-        arguments = (inputs.query, inputs.key, inputs.value, None, inputs.scale, 0)
-        out, lse = function.attention_forward(*arguments)
-        function.attention_backward(inputs.grad_out, None, *arguments[:4], out, lse, *arguments[4:])
+        ours(inputs)
         torch.cuda.synchronize()
 
 

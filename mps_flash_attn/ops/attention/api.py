@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,18 +17,20 @@ from torch import Tensor
 from ...errors import UnsupportedError
 from ..dtypes import accumulator_dtype
 from .arguments import (
+    PLAIN,
     Refusal,
     Rotary,
+    Scoring,
     autocast_dtype,
     is_direct,
     leading_sizes,
     refuse_kinds,
     refuse_mask,
     refuse_operands,
-    refuse_rotary,
     refuse_scale,
+    refuse_scoring,
 )
-from .function import Causal
+from .function import Causal, Modifiers
 from .layout import batch_operator, fold, with_rank
 
 __all__ = ["Rotary", "attempt", "flash_attention"]
@@ -45,11 +47,16 @@ def flash_attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = ...,
-    *,
+    dropout_p: float = ...,
     is_causal: bool = ...,
-    causal_alignment: Literal["top-left", "bottom-right"] = ...,
     scale: float | None = ...,
     enable_gqa: bool = ...,
+    *,
+    causal_alignment: Literal["top-left", "bottom-right"] = ...,
+    window: tuple[int, int] | None = ...,
+    softcap: float = ...,
+    alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ...,
     rotary: Rotary | None = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
@@ -61,11 +68,16 @@ def flash_attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = ...,
-    *,
+    dropout_p: float = ...,
     is_causal: bool = ...,
-    causal_alignment: Literal["top-left", "bottom-right"] = ...,
     scale: float | None = ...,
     enable_gqa: bool = ...,
+    *,
+    causal_alignment: Literal["top-left", "bottom-right"] = ...,
+    window: tuple[int, int] | None = ...,
+    softcap: float = ...,
+    alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ...,
     rotary: Rotary | None = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -76,20 +88,26 @@ def flash_attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    *,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
-    causal_alignment: Literal["top-left", "bottom-right"] = "top-left",
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    causal_alignment: Literal["top-left", "bottom-right"] = "top-left",
+    window: tuple[int, int] | None = None,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     rotary: Rotary | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Attention ``softmax(scale * Q K^T + mask) V`` in memory that grows with the length, not with its square.
 
     Arguments and meaning follow :func:`torch.nn.functional.scaled_dot_product_attention`; gradients flow to `query`,
-    `key` and `value`. The scores are computed tile by tile with an online softmax (Milakov and Gimelshein 2018,
-    arXiv:1805.02867) and recomputed in the backward pass from the log-sum-exp of each row, as in FlashAttention-2
-    (Dao 2023, arXiv:2307.08691). Nothing of size ``Lq x Lk`` is allocated, forward or backward.
+    `key`, `value`, a floating-point `attn_mask` and `sinks`. The scores are computed tile by tile with an online
+    softmax (Milakov and Gimelshein 2018, arXiv:1805.02867) and recomputed in the backward pass from the log-sum-exp of
+    each row, as in FlashAttention-2 (Dao 2023, arXiv:2307.08691). Nothing of size ``Lq x Lk`` is allocated, forward or
+    backward, but for the gradient of a mask that has this size itself.
 
     Sizes: ``Hq`` query heads, ``Hkv`` key and value heads, lengths ``Lq`` and ``Lk``, head size ``D``; ``...`` is any
     number of batch dimensions, none included. Batch dimensions broadcast.
@@ -101,14 +119,26 @@ def flash_attention(
         key: ``[..., Hkv, Lk, D]`` with the dtype and device of `query`.
         value: ``[..., Hkv, Lk, D]`` with the dtype and device of `query`.
         attn_mask: broadcasts to ``[..., Hq, Lq, Lk]``, any strides. Boolean (true: the key takes part) or floating
-            point of any dtype (added to the scaled scores). It is read in place. A
-            :class:`torch.nn.attention.bias.CausalBias` stands for `is_causal` with its alignment.
+            point of any dtype (added to the scaled scores). It is read in place. Its gradient has its shape: it is
+            summed over what the mask is broadcast over. A :class:`torch.nn.attention.bias.CausalBias` stands for
+            `is_causal` with its alignment.
+        dropout_p: the share of the weights that are dropped, in ``[0, 1)``; the others are divided by
+            ``1 - dropout_p``. Whether one is dropped follows from PyTorch's random generator of the device (so
+            :func:`torch.manual_seed` repeats it) and from its place, by Philox4x32-10 (Salmon et al., SC 2011).
         is_causal: hides later keys from each query, in addition to `attn_mask` where both are given.
-        causal_alignment: which keys are later where ``Lq != Lk``: ``"top-left"``, as in PyTorch, lets query ``i`` see
-            the keys ``j <= i``; ``"bottom-right"`` those with ``j <= i + Lk - Lq``.
+        causal_alignment: where query ``i`` stands among the keys where ``Lq != Lk``: at key ``i`` (``"top-left"``, as
+            in PyTorch) or at ``i + Lk - Lq`` (``"bottom-right"``). It counts for `is_causal`, `window` and
+            `alibi_slopes`.
         scale: factor of the scores, finite and not zero; ``1 / sqrt(D)`` if None.
         enable_gqa: lets ``Hq`` be a multiple of ``Hkv``: query head ``h`` uses key head ``h // (Hq / Hkv)``. Keys and
             values are not repeated in memory. Without it, heads must be equal or broadcast from 1.
+        window: the numbers of keys before and after its place that a query sees, -1 for all: ``(left, right)``. Blocks
+            of keys that no query of a block sees are not read.
+        softcap: ``c``: scaled scores become ``c tanh(s / c)`` before any mask (Gemma 2, arXiv:2408.00118); 0 for none.
+        alibi_slopes: of each head, ``[Hq]`` or ``[..., Hq]``: a score loses the slope times the distance between key
+            and query (Press et al. 2021, arXiv:2108.12409). No gradient.
+        sinks: of each head, ``[Hq]`` or ``[..., Hq]``: a score that takes part in the softmax and has no value, so that
+            weights may sum up to less than 1 (gpt-oss, arXiv:2508.10925). The log-sum-exp includes it.
         rotary: rotary position embedding, a `Rotary` with tables of cosines and sines: queries and keys are turned as
             they are loaded, forward and backward, and nothing of their size is written. The result is that of turning
             both by `rope` first, to the bit, or where few queries meet many keys of grouped heads, to rounding.
@@ -123,7 +153,7 @@ def flash_attention(
         TypeError: an argument has the wrong type, or a tensor a dtype that attention has no meaning for.
         ValueError: shapes, devices or values that contradict each other.
         UnsupportedError: a well-formed problem outside what is implemented: ``D > 256``, a value head size other than
-            ``D``, a mask that requires grad, sparse or nested tensors, forward-mode differentiation, ``torch.func``
+            ``D``, slopes that require grad, sparse or nested tensors, forward-mode differentiation, ``torch.func``
             gradients. It is a ``ValueError``.
 
     Numerics:
@@ -155,7 +185,9 @@ def flash_attention(
         causal = Causal.NONE
     if attn_mask is not None and type(attn_mask) is not Tensor:
         attn_mask, causal = _unwrap_causal_bias(query, key, attn_mask, causal)
-    result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa, rotary)
+    bottom_right = causal_alignment == "bottom-right"
+    scoring = Scoring(dropout_p, softcap, window, alibi_slopes, sinks, bottom_right, rotary)
+    result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa, scoring)
     if isinstance(result, Refusal):
         raise result.error
     return result if return_lse else result[0]
@@ -169,7 +201,7 @@ def attempt(
     scale: float | None,
     causal: Causal,
     enable_gqa: bool,
-    rotary: Rotary | None = None,
+    scoring: Scoring = PLAIN,
 ) -> tuple[Tensor, Tensor] | Refusal:
     """Computes attention, or says why not; nothing is launched before every argument is known to be good.
 
@@ -203,22 +235,50 @@ def attempt(
         refusal = refuse_scale(scale)
         if refusal is not None:
             return refusal
-    turned: tuple[Tensor, Tensor, bool, int] | tuple[()] = ()
-    if rotary is not None:
-        refusal = refuse_rotary(rotary, query, key)
+    modifiers = Modifiers()
+    if scoring is not PLAIN:
+        refusal = refuse_scoring(scoring, query, key, lead)
         if refusal is not None:
             return refusal
-        dtype = accumulator_dtype(query.dtype)
-        cos, sin = (x.to(dtype).contiguous() for x in rotary[:2])
-        turned = cos, sin, bool(rotary.interleaved), rotary.query_offset
+        modifiers = _modifiers(scoring, query)
     if direct:
         if attn_mask is not None and attn_mask.dim() != 4:
             attn_mask = with_rank(attn_mask, 4)
-        return cast("tuple[Tensor, Tensor]", _forward(query, key, value, attn_mask, scale, causal, *turned))
-    q, k, v, mask = fold(query, key, value, attn_mask, lead, kv_lead)
-    out, lse = _forward(q, k, v, mask, scale, causal, *turned)
+        q, k, v, mask = query, key, value, attn_mask
+    else:
+        q, k, v, mask = fold(query, key, value, attn_mask, lead, kv_lead)
+    if scoring is PLAIN:
+        out, lse = _forward(q, k, v, mask, scale, causal)
+    else:
+        slopes, sinks = (
+            None if x is None else x.expand(*lead).reshape(q.shape[:2]).contiguous()
+            for x in (modifiers.alibi_slopes, modifiers.sinks)
+        )
+        modifiers = modifiers._replace(alibi_slopes=slopes, sinks=sinks)
+        out, lse = _forward(q, k, v, mask, scale, causal, *modifiers)
+    if direct:
+        return out, lse
     shape = (*lead, *out.shape[2:])
     return out.reshape(shape), lse.reshape(shape[:-1])
+
+
+def _modifiers(scoring: Scoring, query: Tensor) -> Modifiers:
+    """The operator's, with slopes and sinks as they came but for their dtype."""
+    dtype, rotary = accumulator_dtype(query.dtype), scoring.rotary
+    left, right = scoring.window or (-1, -1)
+    modifiers = Modifiers(
+        softcap=float(scoring.softcap), window_left=left, window_right=right, bottom_right=scoring.bottom_right
+    )
+    if rotary is not None:
+        cos, sin = (x.to(dtype).contiguous() for x in rotary[:2])
+        modifiers = modifiers._replace(
+            cos=cos, sin=sin, interleaved=bool(rotary.interleaved), query_position=rotary.query_offset
+        )
+    if scoring.dropout_p > 0:
+        seed = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=query.device)
+        modifiers = modifiers._replace(seed=seed, dropout_p=float(scoring.dropout_p))
+    slopes, sinks = (None if x is None else x.to(dtype) for x in (scoring.alibi_slopes, scoring.sinks))
+    return modifiers._replace(alibi_slopes=slopes, sinks=sinks)
 
 
 def _autocast(*operands: Tensor) -> tuple[Tensor, ...]:
@@ -247,14 +307,23 @@ def _unwrap_causal_bias(query: Tensor, key: Tensor, attn_mask: Tensor, causal: C
     return None, Causal.TOP_LEFT if attn_mask.variant is CausalVariant.UPPER_LEFT else Causal.BOTTOM_RIGHT
 
 
+_SLOPES, _SINKS = (Modifiers._fields.index(name) for name in ("alibi_slopes", "sinks"))
+
+
 def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    return batch_operator(_forward, info.batch_size, args, in_dims, tensors=4)
+    batched = (*range(4), 6 + _SLOPES, 6 + _SINKS)
+    return batch_operator(_forward, info.batch_size, args, in_dims, batched), (0, 0)
 
 
 def _vmap_backward(
     info: Any, in_dims: tuple[int | None, ...], *args: Any
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    return batch_operator(_backward, info.batch_size, args, in_dims, tensors=8)
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    batched = (*range(8), 11 + _SLOPES, 11 + _SINKS)
+    *gradients, dmask, dsinks = batch_operator(_backward, info.batch_size, args, in_dims, batched)
+    mask, dim = args[5], in_dims[5]
+    if dmask.dim() > 1 and mask.shape[0 if dim is None or dim > 0 else 1] == 1:
+        dmask = dmask.sum(1, keepdim=True)
+    return (*gradients, dmask, dsinks), (0, 0, 0, *(None if x.dim() == 1 else 0 for x in (dmask, dsinks)))
 
 
 def _refuse_second_derivatives(ctx: Any, *grads: Tensor) -> None:

@@ -15,16 +15,18 @@ from ..checks import derivatives_supported, require_match, require_tensor
 from .plan import MAX_HEAD_SIZE
 
 __all__ = [
+    "PLAIN",
     "Refusal",
     "Rotary",
+    "Scoring",
     "autocast_dtype",
     "is_direct",
     "leading_sizes",
     "refuse_kinds",
     "refuse_mask",
     "refuse_operands",
-    "refuse_rotary",
     "refuse_scale",
+    "refuse_scoring",
 ]
 
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
@@ -47,6 +49,22 @@ class Rotary(NamedTuple):
     sin: Tensor
     interleaved: bool = False
     query_offset: int = 0
+
+
+class Scoring(NamedTuple):
+    """What a call asks beyond a mask, a causal edge and a scale; the names are those of `flash_attention`."""
+
+    dropout_p: float = 0.0
+    softcap: float = 0.0
+    window: tuple[int, int] | None = None
+    alibi_slopes: Tensor | None = None
+    sinks: Tensor | None = None
+    bottom_right: bool = False
+    rotary: Rotary | None = None
+
+
+#: What the common call asks.
+PLAIN = Scoring()
 
 
 @dataclass(frozen=True)
@@ -222,13 +240,6 @@ def refuse_mask(mask: Tensor, device: torch.device, full: Sequence[int]) -> Refu
             "mask dtype not supported",
             TypeError(f"attn_mask has dtype {mask.dtype}; accepted are bool (true takes part) and floating point"),
         )
-    if mask.requires_grad and torch.is_grad_enabled():
-        return Refusal(
-            "mask requires grad",
-            UnsupportedError(
-                "attn_mask requires grad and its gradient is not implemented; accepted are a detached mask or no_grad()"
-            ),
-        )
     shape = mask.shape
     offset = len(full) - len(shape)
     if offset < 0 or any(n != 1 and n != full[offset + i] for i, n in enumerate(shape)):
@@ -252,7 +263,80 @@ def refuse_scale(scale: float) -> Refusal | None:
     return None
 
 
-def refuse_rotary(rotary: Rotary, query: Tensor, key: Tensor) -> Refusal | None:
+def refuse_scoring(scoring: Scoring, query: Tensor, key: Tensor, lead: Sequence[int]) -> Refusal | None:
+    """Checks of all that `Scoring` holds, after those of the operands; ``lead`` are the sizes before the last two."""
+    return (
+        _refuse_rates(scoring)
+        or _refuse_window(scoring.window)
+        or _refuse_per_head("alibi_slopes", scoring.alibi_slopes, query, lead, differentiable=False)
+        or _refuse_per_head("sinks", scoring.sinks, query, lead, differentiable=True)
+        or (None if scoring.rotary is None else _refuse_rotary(scoring.rotary, query, key))
+    )
+
+
+def _refuse_rates(scoring: Scoring) -> Refusal | None:
+    for name, value, accepted in (
+        ("dropout_p", scoring.dropout_p, "0 and more, below 1"),
+        ("softcap", scoring.softcap, "finite numbers from 0"),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (float, int)):
+            return Refusal(
+                f"{name} is not a number", TypeError(f"{name} is a {type(value).__name__}; accepted is a number")
+            )
+        if not 0 <= value < (1 if name == "dropout_p" else math.inf):
+            return Refusal(f"{name} is out of range", ValueError(f"{name} is {value}; accepted are {accepted}"))
+    return None
+
+
+def _refuse_window(window: tuple[int, int] | None) -> Refusal | None:
+    if window is None:
+        return None
+    if (
+        not isinstance(window, (tuple, list))
+        or len(window) != 2
+        or any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in window)
+    ):
+        return Refusal(
+            "window is no pair of ints",
+            TypeError(f"window is {window!r}; accepted are two ints (left, right), or None"),
+        )
+    if any(n < -1 for n in window):
+        return Refusal(
+            "window is negative", ValueError(f"window is {tuple(window)}; accepted are 0 and more, or -1 for all keys")
+        )
+    return None
+
+
+def _refuse_per_head(
+    name: str, values: Tensor | None, query: Tensor, lead: Sequence[int], *, differentiable: bool
+) -> Refusal | None:
+    """Checks of a tensor with a value for each head."""
+    if values is None:
+        return None
+    try:
+        require_tensor(name, values)
+        require_match(name, values, "query", query, dtype=False)
+    except (TypeError, ValueError) as error:
+        return Refusal(f"{name} is not usable", error)
+    if values.dim() > len(lead) or any(
+        n != 1 and n != full for n, full in zip(reversed(values.shape), reversed(lead), strict=False)
+    ):
+        return Refusal(
+            f"{name} does not fit",
+            ValueError(
+                f"{name} has shape {list(values.shape)}; accepted is a value for each head, what broadcasts to "
+                f"{list(lead)}"
+            ),
+        )
+    if not differentiable and values.requires_grad and torch.is_grad_enabled():
+        return Refusal(
+            f"{name} requires grad",
+            UnsupportedError(f"{name} requires grad and its gradient is not implemented; accepted is a detached one"),
+        )
+    return None
+
+
+def _refuse_rotary(rotary: Rotary, query: Tensor, key: Tensor) -> Refusal | None:
     """Checks of the tables, after those of the operands."""
     if not isinstance(rotary, Rotary):
         return Refusal(

@@ -7,6 +7,7 @@
 // has room for them.
 #include "msl/copy.h"
 #include "msl/mask.h"
+#include "msl/softcap.h"
 #include "msl/softmax.h"
 #include "msl/tile.h"
 #include "ops/attention/args.h"
@@ -17,9 +18,10 @@
 kernel void attention_backward_dkv(
     const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
     const device mask_element* attn_mask [[buffer(3)]], const device accum* cosines [[buffer(4)]],
-    const device accum* sines [[buffer(5)]], const device element* d_o [[buffer(6)]],
-    const device accum* lse [[buffer(7)]], const device accum* delta [[buffer(8)]], device element* dk [[buffer(9)]],
-    device element* dv [[buffer(10)]], constant AttentionArgs& args [[buffer(11)]],
+    const device accum* sines [[buffer(5)]], const device accum* slopes [[buffer(6)]],
+    const device uint* seed [[buffer(7)]], const device element* d_o [[buffer(8)]],
+    const device accum* lse [[buffer(9)]], const device accum* delta [[buffer(10)]], device element* dk [[buffer(11)]],
+    device element* dv [[buffer(12)]], constant AttentionArgs& args [[buffer(13)]],
     uint3 block [[threadgroup_position_in_grid]], ushort thread_index [[thread_index_in_threadgroup]],
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
 #if STAGED
@@ -66,26 +68,34 @@ kernel void attention_backward_dkv(
                           lane,
                           0};
     for (int head = key_head * args.group; head < (key_head + 1) * args.group; head++) {
-        const ScoreMask mask = score_mask(args, attn_mask, batch, head);
+        const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
+        const Dropout dropout = dropout_of(args, seed, batch, head);
         const long first_row = (batch * args.query_heads + head) * queries;
         const int own_queries = rows > 0 ? mask.first_query(j0) : queries + BQ;  // all before are masked
-        const int first = mask.first_query(block_row) / BQ * BQ;
+        const int first = mask.first_query(block_row) / BQ * BQ, end = mask.seeing_queries(block_row + BK - 1);
+        const int own_end = mask.seeing_queries(j0 + OWN_ROWS - 1);
 
-        pair.start(q + matrix_offset(args.q_stride, batch, head), d_o + matrix_offset(args.do_stride, batch, head),
-                   first);
-        for (int i0 = first; i0 < queries; i0 += BQ) {
+        if (first < end)
+            pair.start(q + matrix_offset(args.q_stride, batch, head), d_o + matrix_offset(args.do_stride, batch, head),
+                       first);
+        for (int i0 = first; i0 < end; i0 += BQ) {
             pair.prepare(i0);
 #if STAGE_VALUES
             const int valid = queries - i0;
             stage_values<BQ, THREADS>(lse_tile[pair.upcoming], lse + first_row + i0, valid, thread_index);
             stage_values<BQ, THREADS>(delta_tile[pair.upcoming], delta + first_row + i0, valid, thread_index);
 #endif
-            pair.wait(i0, queries);
-            if (i0 + BQ <= own_queries) continue;
+            pair.wait(i0, end);
+            if (i0 + BQ <= own_queries || i0 >= own_end) continue;
 
             TileC s[ROW_TILES][BQ / TILE], dp[ROW_TILES][BQ / TILE];
             k_rows.times_transposed(s, pair.first_at(i0));    // S^T = K Q^T
             v_rows.times_transposed(dp, pair.second_at(i0));  // dP^T = V dO^T
+            SoftCap<ROW_TILES, BQ / TILE> cap;
+            cap.apply(s, args.scale, args.softcap);
+            Dropped<true, ROW_TILES, BQ / TILE> dropped;
+            dropped.draw(dropout, i0, j0, lane);
+            dropped.apply(dp);
             if (mask.touches(i0, j0, BQ, OWN_ROWS)) apply<true>(mask, s, i0, j0, lane);
             for (short i = 0; i < BQ / TILE; i++) {
                 const int i_tile = i0 + i * TILE;
@@ -100,6 +110,8 @@ kernel void attention_backward_dkv(
                     weights_and_gradient(s[r][i], dp[r][i], mask.unit, lse_columns,
                                          delta_columns);  // dS = P (dP - delta)
             }
+            dropped.apply(s);
+            cap.take_back(dp);
             add_product(dv_acc, s, pair.second_at(i0));  // dV += P^T dO
             add_product(dk_acc, dp, pair.first_at(i0));  // dK += dS^T Q
         }

@@ -5,6 +5,7 @@
 // Grid: (ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads.
 #include "msl/copy.h"
 #include "msl/mask.h"
+#include "msl/softcap.h"
 #include "msl/softmax.h"
 #include "msl/tile.h"
 #include "ops/attention/args.h"
@@ -15,9 +16,10 @@
 kernel void attention_backward_dq(
     const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
     const device mask_element* attn_mask [[buffer(3)]], const device accum* cosines [[buffer(4)]],
-    const device accum* sines [[buffer(5)]], const device element* d_o [[buffer(6)]],
-    const device accum* lse [[buffer(7)]], const device accum* delta [[buffer(8)]], device element* dq [[buffer(9)]],
-    constant AttentionArgs& args [[buffer(10)]], uint3 block [[threadgroup_position_in_grid]],
+    const device accum* sines [[buffer(5)]], const device accum* slopes [[buffer(6)]],
+    const device uint* seed [[buffer(7)]], const device element* d_o [[buffer(8)]],
+    const device accum* lse [[buffer(9)]], const device accum* delta [[buffer(10)]], device element* dq [[buffer(11)]],
+    constant AttentionArgs& args [[buffer(12)]], uint3 block [[threadgroup_position_in_grid]],
     uint3 blocks [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
 #if STAGED
@@ -27,12 +29,14 @@ kernel void attention_backward_dq(
 #endif
 
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
-    const ScoreMask mask = score_mask(args, attn_mask, batch, head);
+    const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
+    const Dropout dropout = dropout_of(args, seed, batch, head);
     const int block_row = (blocks.x - 1 - block.x) * BQ;  // causal blocks with most keys start first
     const int i0 = block_row + simdgroup * OWN_ROWS;
     const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
     const int block_keys = mask.visible_keys(block_row + BQ - 1);
     const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
+    const int first = mask.first_key(block_row) / BK * BK, own_first = mask.first_key(i0);
     const long q_stride = args.q_stride[2], do_stride = args.do_stride[2];
     q += matrix_offset(args.q_stride, batch, head);
     d_o += matrix_offset(args.do_stride, batch, head);
@@ -69,20 +73,26 @@ kernel void attention_backward_dq(
                           thread_index,
                           lane,
                           0};
-    pair.start(k, v, 0);
-    for (int j0 = 0; j0 < block_keys; j0 += BK) {
+    if (first < block_keys) pair.start(k, v, first);
+    for (int j0 = first; j0 < block_keys; j0 += BK) {
         pair.prepare(j0);
         pair.wait(j0, block_keys);
-        if (j0 >= own_keys) continue;
+        if (j0 >= own_keys || j0 + BK <= own_first) continue;
 
         TileC s[ROW_TILES][BK / TILE], dp[ROW_TILES][BK / TILE];
         q_rows.times_transposed(s, pair.first_at(j0));     // S = Q K^T
         do_rows.times_transposed(dp, pair.second_at(j0));  // dP = dO V^T
+        SoftCap<ROW_TILES, BK / TILE> cap;
+        cap.apply(s, args.scale, args.softcap);
+        Dropped<false, ROW_TILES, BK / TILE> dropped;
+        dropped.draw(dropout, i0, j0, lane);
+        dropped.apply(dp);
         if (mask.touches(i0, j0, OWN_ROWS, BK)) apply<false>(mask, s, i0, j0, lane);
         for (short r = 0; r < ROW_TILES; r++)
             for (short j = 0; j < BK / TILE; j++)
                 weights_and_gradient(s[r][j], dp[r][j], mask.unit, lse_rows[r], delta_rows[r]);  // dS = P (dP - delta)
-        add_product(acc, dp, pair.first_at(j0));                                                 // dQ += dS K
+        cap.take_back(dp);
+        add_product(acc, dp, pair.first_at(j0));  // dQ += dS K
     }
 
     rows_t scale[ROW_TILES];

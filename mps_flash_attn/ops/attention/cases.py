@@ -14,8 +14,8 @@ from ...launch import Capabilities, Launch
 from ..dtypes import accumulator_dtype
 from ..rope import reference as rope
 from ..rope.api import rope_tables
-from . import plan
-from .function import Causal
+from . import plan, reference
+from .function import Causal, Modifiers
 
 __all__ = ["HEAD_SIZES", "LENGTHS", "Case", "Inputs", "LayoutName", "MaskName", "launches"]
 
@@ -27,7 +27,10 @@ LENGTHS = (0, 1, 7, 31, 64, 77, 200, 513)
 LayoutName = Literal["contiguous", "transposed", "sliced", "expanded"]
 
 #: The mask's kind and the dimensions it is broadcast over: keys are always full but in ``column``.
-MaskName = Literal["none", "boolean", "boolean-keys", "additive", "additive-head", "additive-column"]
+MaskName = Literal["none", "boolean", "boolean-keys", "additive", "additive-head", "additive-column", "additive-row"]
+
+
+NO_MODIFIERS = Modifiers()
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,42 @@ class Inputs:
     causal: Causal
     grad_out: Tensor
     grad_lse: Tensor
-    rotation: plan.Rotation | None = None
-    tables: tuple[Tensor, Tensor] | None = None  # of cosines and sines, where there is a rotation
+    modifiers: Modifiers = NO_MODIFIERS
+
+    @property
+    def mask_gradient(self) -> bool:
+        """Whether the mask has a gradient."""
+        return self.attn_mask is not None and self.attn_mask.dtype != torch.bool
+
+    def scoring(self) -> reference.Scoring:
+        """The same for the reference."""
+        m = self.modifiers
+        shape = (*self.query.shape[:3], self.key.shape[2])
+        return reference.Scoring(
+            scale=self.scale,
+            causal=int(self.causal),
+            softcap=m.softcap,
+            window=(m.window_left, m.window_right),
+            bottom_right=m.bottom_right,
+            alibi_slopes=m.alibi_slopes,
+            sinks=m.sinks,
+            dropout_p=m.dropout_p,
+            dropped=None if m.seed is None else reference.dropped(shape, m.seed, m.dropout_p),
+        )
 
     def turned(self) -> Inputs:
         """The problem without rotation that has the same results: query and key are turned, and rounded."""
-        rotation, tables = self.rotation, self.tables
-        if rotation is None or tables is None:
+        m = self.modifiers
+        if m.cos is None or m.sin is None:
             return self
+        tables = m.cos, m.sin
 
         def turn(x: Tensor, first: int) -> Tensor:
             cos, sin = (table[first : first + x.shape[2]] for table in tables)
-            return rope.rope(x.to(cos.dtype), cos, sin, rotation.interleaved).to(x.dtype)
+            return rope.rope(x.to(cos.dtype), cos, sin, m.interleaved).to(x.dtype)
 
-        query, key = turn(self.query, rotation.query_position), turn(self.key, 0)
-        return dataclasses.replace(self, query=query, key=key, rotation=None, tables=None)
+        query, key = turn(self.query, m.query_position), turn(self.key, 0)
+        return dataclasses.replace(self, query=query, key=key, modifiers=m._replace(cos=None, sin=None))
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,12 @@ class Case:
     mask_dtype: torch.dtype = torch.float32
     scale: float | None = None
     rotation: plan.Rotation | None = None
+    window: tuple[int, int] = (-1, -1)
+    bottom_right: bool = False
+    softcap: float = 0.0
+    alibi: bool = False
+    sinks: bool = False
+    dropout_p: float = 0.0
 
     def inputs(self, dtype: torch.dtype, device: str = "cpu") -> Inputs:
         """Random tensors from PyTorch's generator: standard normal values, and about a quarter of the keys masked."""
@@ -97,13 +127,27 @@ class Case:
             causal=self.causal,
             grad_out=grad_out,
             grad_lse=grad_lse.to(accumulator_dtype(dtype)),
-            rotation=self.rotation,
-            tables=None if self.rotation is None else self._tables(self.rotation, dtype, device),
+            modifiers=self._modifiers(accumulator_dtype(dtype), device),
         )
 
-    def _tables(self, rotation: plan.Rotation, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
-        rows = max(rotation.query_position + self.queries, self.keys)
-        return rope_tables(rows, 2 * rotation.pairs, dtype=accumulator_dtype(dtype), device=device)
+    def _modifiers(self, dtype: torch.dtype, device: str) -> Modifiers:
+        heads = (self.batch, self.query_heads)
+        modifiers = Modifiers(
+            alibi_slopes=torch.rand(heads, dtype=dtype, device=device) if self.alibi else None,
+            sinks=torch.randn(heads, dtype=dtype, device=device) if self.sinks else None,
+            seed=torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=device) if self.dropout_p else None,
+            dropout_p=self.dropout_p,
+            softcap=self.softcap,
+            window_left=self.window[0],
+            window_right=self.window[1],
+            bottom_right=self.bottom_right,
+        )
+        if self.rotation is None:
+            return modifiers
+        position = self.rotation.query_position
+        rows = max(position + self.queries, self.keys)
+        cos, sin = rope_tables(rows, 2 * self.rotation.pairs, dtype=dtype, device=device)
+        return modifiers._replace(cos=cos, sin=sin, interleaved=self.rotation.interleaved, query_position=position)
 
     def _tensor(self, heads: int, length: int, dtype: torch.dtype, device: str) -> Tensor:
         batch, size = self.batch, self.head_size
@@ -127,6 +171,8 @@ class Case:
             return torch.randn(1, *shape[1:], device=device).to(self.mask_dtype)
         if self.mask == "additive-column":
             return torch.randn(*shape[:3], 1, device=device).to(self.mask_dtype)
+        if self.mask == "additive-row":
+            return torch.randn(self.batch, 1, 1, self.keys, device=device).to(self.mask_dtype)
         bias = torch.randn(self.keys, self.queries, device=device).to(self.mask_dtype).t()[None, None]
         return bias.masked_fill(torch.rand(bias.shape, device=device) > 0.75, -torch.inf)
 
@@ -138,12 +184,12 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
     """
     capabilities = capabilities or Capabilities()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for head_size, aligned, mask, causal_offset, rotation in (
-            (64, True, None, None, None),
-            (64, False, torch.bool, 0, None),
-            (80, True, dtype, None, plan.Rotation(32, interleaved=False, query_position=30)),
-            (256, False, dtype, 0, None),
-            (17, False, torch.float32, None, plan.Rotation(8, interleaved=True, query_position=0)),
+        for head_size, aligned, mask, causal_offset, rotation, modified in (
+            (64, True, None, None, None, False),
+            (64, False, torch.bool, 0, None, True),
+            (80, True, dtype, None, plan.Rotation(32, interleaved=False, query_position=30), False),
+            (256, False, dtype, 0, None, False),
+            (17, False, torch.float32, None, plan.Rotation(8, interleaved=True, query_position=0), True),
         ):
             problem = plan.Problem(
                 dtype=dtype,
@@ -155,12 +201,18 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
                 head_size=head_size,
                 scale=0.125,
                 causal_offset=causal_offset,
-                mask=None if mask is None else plan.MaskLayout(mask, (1, 1, 1, 1)),
+                mask=None if mask is None else plan.MaskLayout(mask, (1, 1, 1, 1), (2, 1, 100 if aligned else 1, 130)),
                 layouts=(plan.Layout((4 * 100 * head_size, 100 * head_size, head_size), aligned=aligned),) * 8,
                 rotation=rotation,
+                window_offset=-40 if modified else None,
+                softcap=30.0 if modified else 0.0,
+                alibi=modified,
+                sinks=modified,
+                dropout_p=0.1 if modified else 0.0,
             )
             yield plan.forward(problem, capabilities)
-            yield from plan.backward(problem, capabilities, lse_gradient=aligned)
+            additive = mask is not None and mask != torch.bool
+            yield from plan.backward(problem, capabilities, lse_gradient=aligned, mask_gradient=additive)
             if head_size == 17:
                 yield plan.forward_in_parts(dataclasses.replace(problem, keys=10_000, batch=1), capabilities).launch
                 for kernel in (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV):

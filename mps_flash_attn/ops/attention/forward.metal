@@ -1,4 +1,5 @@
-// O = softmax(scale Q K^T + mask) V and the log-sum-exp of each row: FlashAttention-2 (arXiv:2307.08691), algorithm 1.
+// O = dropout(softmax(cap(scale Q K^T) + mask)) V and the log-sum-exp of each row: FlashAttention-2 (arXiv:2307.08691),
+// algorithm 1.
 //
 // A threadgroup takes BQ queries of one head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BK keys. Where
 // they are staged, the copy of a block's values goes on while its scores are computed, that of the next block's keys
@@ -7,6 +8,7 @@
 // Define: OUTPUT, what O holds: elements, or for parts, which are not rounded before they are merged, sums.
 #include "msl/copy.h"
 #include "msl/mask.h"
+#include "msl/softcap.h"
 #include "msl/softmax.h"
 #include "msl/tile.h"
 #include "ops/attention/args.h"
@@ -19,9 +21,10 @@ using output = OUTPUT;
 kernel void attention_forward(const device element* q [[buffer(0)]], const device element* k [[buffer(1)]],
                               const device element* v [[buffer(2)]], const device mask_element* attn_mask [[buffer(3)]],
                               const device accum* cosines [[buffer(4)]], const device accum* sines [[buffer(5)]],
-                              device output* o [[buffer(6)]], device accum* lse [[buffer(7)]],
-                              constant AttentionArgs& args [[buffer(8)]], uint3 block [[threadgroup_position_in_grid]],
-                              uint3 blocks [[threadgroups_per_grid]],
+                              const device accum* slopes [[buffer(6)]], const device accum* sinks [[buffer(7)]],
+                              const device uint* seed [[buffer(8)]], device output* o [[buffer(9)]],
+                              device accum* lse [[buffer(10)]], constant AttentionArgs& args [[buffer(11)]],
+                              uint3 block [[threadgroup_position_in_grid]], uint3 blocks [[threadgroups_per_grid]],
                               ushort thread_index [[thread_index_in_threadgroup]],
                               ushort simdgroup [[simdgroup_index_in_threadgroup]],
                               ushort lane [[thread_index_in_simdgroup]]) {
@@ -33,14 +36,16 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
 #endif
 
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
-    const ScoreMask mask = score_mask(args, attn_mask, batch, head);
+    const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
+    const Dropout dropout = dropout_of(args, seed, batch, head);
     const int place = blocks.x - 1 - block.x, splits = args.splits;  // causal blocks with most keys start first
     const int split = place % splits, block_row = place / splits * BQ;
     const int i0 = block_row + simdgroup * OWN_ROWS;
     const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
-    const int split_keys = args.split_keys, first = split * split_keys;
-    const int block_keys = first + min(mask.visible_keys(block_row + BQ - 1) - first, split_keys);
+    const int split_keys = args.split_keys, split_start = split * split_keys;
+    const int block_keys = split_start + min(mask.visible_keys(block_row + BQ - 1) - split_start, split_keys);
     const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
+    const int first = max(split_start, mask.first_key(block_row) / BK * BK), own_first = mask.first_key(i0);
     const long q_stride = args.q_stride[2], k_stride = args.k_stride[2], v_stride = args.v_stride[2];
     q += matrix_offset(args.q_stride, batch, head);
     k += matrix_offset(args.k_stride, batch, key_head);
@@ -57,7 +62,8 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     q_rows.start(q + i0 * q_stride, q_stride, rows, D, of_queries.from(i0), lane);
 #endif
     OnlineSoftmax softmax[ROW_TILES];
-    for (short r = 0; r < ROW_TILES; r++) softmax[r].start(mask.unit);
+    const accum sink = SINKS && split == 0 ? sinks[batch * args.query_heads + head] : accum(-INFINITY);
+    for (short r = 0; r < ROW_TILES; r++) softmax[r].start(mask.unit, sink, lane);
     TileC acc[ROW_TILES][BD / TILE];
     clear(acc);
 
@@ -68,17 +74,23 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
         finish_copies();
         if (STAGED) threadgroup_barrier(mem_flags::mem_threadgroup);  // the keys are there, the values before are used
         values.stage_at<BK>(j0, v_tile, thread_index);
-        if (j0 < own_keys) q_rows.times_transposed(s, keys.at(j0, k_tile, lane));  // S = Q K^T
+        const bool visible = j0 < own_keys && j0 + BK > own_first;
+        if (visible) q_rows.times_transposed(s, keys.at(j0, k_tile, lane));  // S = Q K^T
 
         finish_copies();
         if (STAGED) threadgroup_barrier(mem_flags::mem_threadgroup);  // the values are there, the keys are used
         if (j0 + BK < block_keys) keys.stage_at<BK>(j0 + BK, k_tile, thread_index);
-        if (j0 >= own_keys) continue;
+        if (!visible) continue;
+        SoftCap<ROW_TILES, BK / TILE> cap;
+        cap.apply(s, args.scale, args.softcap);
         if (mask.touches(i0, j0, OWN_ROWS, BK)) apply<false>(mask, s, i0, j0, lane);
         for (short r = 0; r < ROW_TILES; r++) {
             const rows_t factor = softmax[r].update(s[r]);  // P = exp(S - m)
             for (short d = 0; d < BD / TILE; d++) scale_rows(acc[r][d], factor);
         }
+        Dropped<false, ROW_TILES, BK / TILE> dropped;
+        dropped.draw(dropout, i0, j0, lane);
+        dropped.apply(s);
         add_product(acc, s, values.at(j0, v_tile, lane));  // O += P V
     }
 

@@ -7,10 +7,9 @@ strides costs a dictionary look-up beyond its launches.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,11 +24,12 @@ from ..merge import plan as merging_plan
 from ..rope.function import turn_back
 from . import plan
 
-__all__ = ["Causal", "attention_backward", "attention_forward", "describe"]
+__all__ = ["Causal", "Options", "attention_backward", "attention_forward", "describe"]
 
-_Tables = tuple[Tensor, Tensor]
-_ForwardCall = Callable[[Tensor, Tensor, Tensor, "Tensor | None", "_Tables | None"], "tuple[Tensor, Tensor]"]
-_BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunch]
+#: A mask, tables of cosines and sines, slopes, sinks and a seed: what a call may lack.
+_Extras = tuple["Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None"]
+_ForwardCall = Callable[[Tensor, Tensor, Tensor, _Extras], "tuple[Tensor, Tensor]"]
+_BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunch, "launch.BoundLaunch | None"]
 
 _Plan = TypeVar("_Plan")
 
@@ -43,6 +43,39 @@ class Causal(enum.IntEnum):
     NONE = 0
     TOP_LEFT = 1
     BOTTOM_RIGHT = 2
+
+
+class Options(NamedTuple):
+    """What shapes a call beside its tensors; as the operators take it, tensors by whether they are there.
+
+    Attributes:
+        causal: a `Causal`.
+        window: keys before and after a query's place that it sees, -1 for all.
+        bottom_right: whether the last query stands at the last key, for windows and slopes, instead of the first at the
+            first. So it does where ``causal`` says so.
+    """
+
+    scale: float
+    causal: int = Causal.NONE
+    rotation: plan.Rotation | None = None
+    alibi: bool = False
+    sinks: bool = False
+    dropout_p: float = 0.0
+    softcap: float = 0.0
+    window: tuple[int, int] = (-1, -1)
+    bottom_right: bool = False
+
+    def offsets(self, queries: int, keys: int) -> dict[str, Any]:
+        """``diagonal``, ``window_offset`` and ``causal_offset`` of a problem of these lengths."""
+        diagonal = keys - queries if self.bottom_right or self.causal == Causal.BOTTOM_RIGHT else 0
+        left, right = (min(n, queries + keys) for n in self.window)
+        if self.causal:
+            right = 0
+        return {
+            "diagonal": diagonal,
+            "window_offset": None if left < 0 else diagonal - left,
+            "causal_offset": None if right < 0 else diagonal + right,
+        }
 
 
 def _layout(name: str, tensor: Tensor) -> plan.Layout:
@@ -59,11 +92,12 @@ def _mask_layout(mask: Tensor, shape: tuple[int, ...]) -> plan.MaskLayout:
     if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
         raise TypeError(f"attn_mask has dtype {mask.dtype}; accepted: bool or a floating-point dtype")
     batch, head, row, column = (0 if n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True))
-    return plan.MaskLayout(mask.dtype, (batch, head, row, column))
+    b, h, i, j = mask.shape
+    return plan.MaskLayout(mask.dtype, (batch, head, row, column), (b, h, i, j))
 
 
 def describe(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int, **others: Tensor
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options, **others: Tensor
 ) -> plan.Problem:
     """The problem of a call; ``others`` are the tensors that have the layout of an output, in the plan's order."""
     named = {"query": query, "key": key, "value": value, **others}
@@ -84,7 +118,6 @@ def describe(
         raise ValueError(f"key has {key_heads} heads; accepted: a divisor of query's {query_heads}")
     if attn_mask is not None and attn_mask.device != query.device:
         raise ValueError(f"attn_mask is on {attn_mask.device}; accepted: query's {query.device}")
-    kind = Causal(causal)
     return plan.Problem(
         dtype=query.dtype,
         batch=batch,
@@ -93,10 +126,15 @@ def describe(
         queries=queries,
         keys=keys,
         head_size=head_size,
-        scale=scale,
-        causal_offset=None if kind == Causal.NONE else keys - queries if kind == Causal.BOTTOM_RIGHT else 0,
+        scale=options.scale,
         mask=None if attn_mask is None else _mask_layout(attn_mask, (batch, query_heads, queries, keys)),
         layouts=tuple(_layout(name, tensor) for name, tensor in named.items()),
+        rotation=options.rotation,
+        softcap=options.softcap,
+        alibi=options.alibi,
+        sinks=options.sinks,
+        dropout_p=options.dropout_p,
+        **options.offsets(queries, keys),
     )
 
 
@@ -130,18 +168,94 @@ def _rotation(
     return plan.Rotation(cos.shape[1], interleaved, query_position)
 
 
+class Modifiers(NamedTuple):
+    """The operators' last arguments, in this order: what becomes of queries, keys, scores and weights beyond a mask.
+
+    Attributes:
+        cos, sin: tables ``[P, R / 2]``, contiguous, float32 (float64 for float64), or ``None``: query ``i`` is turned
+            as `rope` does by row ``query_position + i``, key ``j`` by row ``j``.
+        interleaved: which columns are pairs, as in `rope`.
+        query_position: the first query's, at least 0.
+        alibi_slopes: ``[B, Hq]``, contiguous, float32 (float64 for float64): a score loses its head's slope times the
+            distance of key and query.
+        sinks: likewise: a score for each head that takes its share of the weights and has no value.
+        seed: two int32 that decide, with a weight's place, whether it is dropped; with ``dropout_p`` over 0.
+        dropout_p: the share of weights that are dropped; the others are divided by ``1 - dropout_p``.
+        softcap: ``c`` of ``c tanh(scores / c)``, before any mask; 0 for none.
+        window_left, window_right: keys before and after a query's place that it sees; -1 for all.
+        bottom_right: whether query ``i`` stands at key ``i + Lk - Lq`` instead of ``i``; so it does where ``causal``
+            says so.
+    """
+
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    interleaved: bool = False
+    query_position: int = 0
+    alibi_slopes: Tensor | None = None
+    sinks: Tensor | None = None
+    seed: Tensor | None = None
+    dropout_p: float = 0.0
+    softcap: float = 0.0
+    window_left: int = -1
+    window_right: int = -1
+    bottom_right: bool = False
+
+    def options(self, query: Tensor, key: Tensor, scale: float, causal: int) -> Options:
+        """What a plan depends on, once the tensors are known to fit.
+
+        Raises:
+            ValueError, TypeError: they do not.
+        """
+        rows, dtype = tuple(query.shape[:2]), accumulator_dtype(query.dtype)
+        for name, x in (("alibi_slopes", self.alibi_slopes), ("sinks", self.sinks)):
+            if x is not None and not (
+                x.shape == rows and x.dtype == dtype and x.device == query.device and x.is_contiguous()
+            ):
+                raise ValueError(
+                    f"{name} is {x.dtype} of shape {tuple(x.shape)} on {x.device}; accepted: contiguous {dtype} of "
+                    f"shape {rows} on {query.device}"
+                )
+        seed = self.seed
+        if not 0 <= self.dropout_p < 1 or (seed is None) != (self.dropout_p == 0):
+            raise ValueError(f"dropout_p is {self.dropout_p}; accepted: 0, or more with a seed, and below 1")
+        if seed is not None and (seed.shape != (2,) or seed.dtype != torch.int32 or seed.device != query.device):
+            raise ValueError(
+                f"seed is {seed.dtype} of shape {tuple(seed.shape)}; accepted: two int32 on {query.device}"
+            )
+        return Options(
+            scale=scale,
+            causal=causal,
+            rotation=_rotation(query, key, self.cos, self.sin, self.interleaved, self.query_position),
+            alibi=self.alibi_slopes is not None,
+            sinks=self.sinks is not None,
+            dropout_p=self.dropout_p,
+            softcap=self.softcap,
+            window=(self.window_left, self.window_right),
+            bottom_right=self.bottom_right,
+        )
+
+
+_MODIFIERS = (
+    "Tensor? cos=None, Tensor? sin=None, bool interleaved=False, SymInt query_position=0, "
+    "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? seed=None, float dropout_p=0.0, float softcap=0.0, "
+    "SymInt window_left=-1, SymInt window_right=-1, bool bottom_right=False"
+)
+_FORWARD = (
+    "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, float scale, SymInt causal, "
+    f"{_MODIFIERS}) -> (Tensor, Tensor)"
+)
+_BACKWARD = (
+    "(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor out, "
+    f"Tensor lse, bool mask_gradient, float scale, SymInt causal, {_MODIFIERS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
 def _prepare_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    scale: float,
-    causal: int,
-    rotation: plan.Rotation | None,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options
 ) -> _ForwardCall:
     runtime = for_device(query.device.type)
-    problem = describe(query, key, value, attn_mask, scale, causal, out=torch.empty_like(query))
-    problem = dataclasses.replace(problem, rotation=rotation)
+    problem = describe(query, key, value, attn_mask, options, out=torch.empty_like(query))
     lse_shape, dtype, device = tuple(query.shape[:3]), accumulator_dtype(query.dtype), query.device
     nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0
     planned = _planned(
@@ -153,16 +267,15 @@ def _prepare_forward(
     bound = launch.bind(planned.launch, runtime)
     merge = None if planned.splits == 1 else _prepare_merge(planned.splits, query, runtime)
 
-    def call(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, tables: _Tables | None
-    ) -> tuple[Tensor, Tensor]:
+    def call(query: Tensor, key: Tensor, value: Tensor, extras: _Extras) -> tuple[Tensor, Tensor]:
         out = launch.empty_like(query, runtime)
         lse = launch.empty(lse_shape, dtype, device, runtime)
         if no_keys:
-            return out.zero_(), lse.fill_(-torch.inf)
+            sinks = extras[4]
+            return out.zero_(), lse.fill_(-torch.inf) if sinks is None else lse.copy_(sinks[:, :, None])
         if nothing_to_do:
             return out, lse
-        read = (query, key, value, query if attn_mask is None else attn_mask, *(tables or (query, query)))
+        read = (query, key, value, *(query if x is None else x for x in extras))
         if merge is None:
             bound(*read, out, lse)
             return out, lse
@@ -188,18 +301,9 @@ def _prepare_merge(splits: int, query: Tensor, runtime: Runtime) -> launch.Bound
     return launch.bind(merging_plan.forward(problem, runtime.CAPABILITIES), runtime)
 
 
-@torch.library.custom_op("mps_flash_attn::attention_forward", mutates_args=())
+@torch.library.custom_op("mps_flash_attn::attention_forward", mutates_args=(), schema=_FORWARD)
 def attention_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    scale: float,
-    causal: int,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-    interleaved: bool = False,
-    query_position: int = 0,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int, *modifiers: Any
 ) -> tuple[Tensor, Tensor]:
     """Attention and the log-sum-exp of its scores.
 
@@ -209,10 +313,7 @@ def attention_forward(
         attn_mask: boolean (true takes part) or additive, broadcast to ``[B, Hq, Lq, Lk]``.
         scale: factor of the scores.
         causal: a `Causal`.
-        cos, sin: tables ``[P, R / 2]``, contiguous, float32 (float64 for float64), or ``None``: query ``i`` is turned
-            as `rope` does by row ``query_position + i``, key ``j`` by row ``j``.
-        interleaved: which columns are pairs, as in `rope`.
-        query_position: the first query's, at least 0.
+        modifiers: those of `Modifiers`.
 
     Returns:
         ``out`` like ``query``, and ``lse [B, Hq, Lq]``, natural logarithm, float32 (float64 for float64).
@@ -221,17 +322,18 @@ def attention_forward(
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
         UnsupportedError: a problem that no plan serves.
     """
+    named = Modifiers(*modifiers)
+    options = named.options(query, key, scale, causal)
     mask = None if attn_mask is None else geometry(attn_mask)
-    rotation = None if cos is None else _rotation(query, key, cos, sin, interleaved, query_position)
-    problem = (geometry(query), geometry(key), geometry(value), mask, scale, causal, rotation)
+    problem = (geometry(query), geometry(key), geometry(value), mask, options)
     call = _forward_calls.get(problem)
     if call is None:
-        call = _prepare_forward(query, key, value, attn_mask, scale, causal, rotation)
+        call = _prepare_forward(query, key, value, attn_mask, options)
         _forward_calls[problem] = call
-    return call(query, key, value, attn_mask, None if cos is None or sin is None else (cos, sin))
+    return call(query, key, value, (attn_mask, named.cos, named.sin, named.alibi_slopes, named.sinks, named.seed))
 
 
-@torch.library.custom_op("mps_flash_attn::attention_backward", mutates_args=())
+@torch.library.custom_op("mps_flash_attn::attention_backward", mutates_args=(), schema=_BACKWARD)
 def attention_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
@@ -241,21 +343,21 @@ def attention_backward(
     attn_mask: Tensor | None,
     out: Tensor,
     lse: Tensor,
+    mask_gradient: bool,
     scale: float,
     causal: int,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-    interleaved: bool = False,
-    query_position: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *modifiers: Any,
+) -> tuple[Tensor, ...]:
     """Gradients of `attention_forward` from its inputs, its outputs and their gradients.
 
     Args:
         grad_out: like ``out``; made contiguous where its last dimension is strided.
         grad_lse: ``[B, Hq, Lq]`` or ``None`` for zeros.
+        mask_gradient: whether that of an additive ``attn_mask`` is wanted.
 
     Returns:
-        ``dq``, ``dk``, ``dv`` like ``query``, ``key``, ``value``.
+        ``dq``, ``dk``, ``dv`` like ``query``, ``key``, ``value``; ``dmask`` of the mask's shape, contiguous, or empty;
+        ``dsinks`` like ``sinks``, or empty.
     """
     for name, tensor in (("grad_out", grad_out), ("out", out)):
         if tensor.shape != query.shape:
@@ -264,57 +366,67 @@ def attention_backward(
         raise ValueError(f"lse is {lse.dtype} of shape {tuple(lse.shape)}; accepted: that of attention_forward")
     if grad_lse is not None and (grad_lse.shape != lse.shape or grad_lse.dtype != lse.dtype):
         raise ValueError(f"grad_lse is {grad_lse.dtype} of shape {tuple(grad_lse.shape)}; accepted: that of lse")
+    if mask_gradient and (attn_mask is None or attn_mask.dtype == torch.bool):
+        raise ValueError("mask_gradient is True; accepted: False, or an additive attn_mask")
+    named = Modifiers(*modifiers)
+    options = named.options(query, key, scale, causal)
     if grad_out.stride(3) != 1:
         grad_out = grad_out.contiguous()
     lse, grad_lse = lse.contiguous(), None if grad_lse is None else grad_lse.contiguous()
     runtime = for_device(query.device.type)
     dq, dk, dv = (launch.empty_like(x, runtime) for x in (query, key, value))
+    delta = launch.empty_like(lse, runtime)
+    dmask = query.new_empty(0)
+    if mask_gradient and attn_mask is not None:
+        dmask = launch.empty(tuple(attn_mask.shape), attn_mask.dtype, query.device, runtime)
     if query.numel() == 0 or key.numel() == 0:
-        return dq.zero_(), dk.zero_(), dv.zero_()
+        dsinks = _sink_gradient(named.sinks, lse, lse.new_zeros(()) if grad_lse is None else -grad_lse)
+        return dq.zero_(), dk.zero_(), dv.zero_(), dmask.zero_(), dsinks
 
     tensors = {"out": out, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
     inputs = (query, key, value, *tensors.values())
     masks = () if attn_mask is None else (attn_mask,)
-    rotation = None if cos is None else _rotation(query, key, cos, sin, interleaved, query_position)
-    problem = (tuple(map(geometry, (*inputs, *masks))), scale, causal, grad_lse is None, rotation)
+    problem = (tuple(map(geometry, (*inputs, *masks))), options, grad_lse is None, mask_gradient)
     calls = _backward_calls.get(problem)
     if calls is None:
-        described = describe(query, key, value, attn_mask, scale, causal, **tensors)
-        described = dataclasses.replace(described, rotation=rotation)
+        described = describe(query, key, value, attn_mask, options, **tensors)
         on_delta = plan.delta(described, runtime.CAPABILITIES, grad_lse is not None)
         on_dq, on_dkv = (
             _planned_walk(kernel, described, runtime, query.device) for kernel in (plan.BACKWARD_DQ, plan.BACKWARD_DKV)
         )
-        calls = launch.bind(on_delta, runtime), launch.bind(on_dq, runtime), launch.bind(on_dkv, runtime)
+        calls = (
+            launch.bind(on_delta, runtime),
+            launch.bind(on_dq, runtime),
+            launch.bind(on_dkv, runtime),
+            launch.bind(plan.on_mask(described, runtime.CAPABILITIES), runtime) if mask_gradient else None,
+        )
         _backward_calls[problem] = calls
 
-    run_delta, run_dq, run_dkv = calls
-    delta = launch.empty_like(lse, runtime)
-    mask = query if attn_mask is None else attn_mask
+    run_delta, run_dq, run_dkv, run_dmask = calls
     run_delta(out, grad_out, lse if grad_lse is None else grad_lse, lse, delta)
-    read = (query, key, value, mask, *((query, query) if cos is None or sin is None else (cos, sin)))
-    run_dq(*read, grad_out, lse, delta, dq)
-    run_dkv(*read, grad_out, lse, delta, dk, dv)
-    if rotation is not None and cos is not None and sin is not None:  # dq and dk are of what was turned
-        for gradient, first in ((dq, query_position), (dk, 0)):
+    extras = (attn_mask, named.cos, named.sin, named.alibi_slopes, named.seed)
+    read = (query, key, value, *(query if x is None else x for x in extras), grad_out, lse, delta)
+    run_dq(*read, dq)
+    run_dkv(*read, dk, dv)
+    if run_dmask is not None:
+        run_dmask(*read, dmask)
+    if named.cos is not None and named.sin is not None and named.cos.numel():  # dq and dk are of what was turned
+        for gradient, first in ((dq, named.query_position), (dk, 0)):
             rows = slice(first, first + gradient.shape[2])
-            turn_back(gradient, cos[rows], sin[rows], interleaved)
-    return dq, dk, dv
+            turn_back(gradient, named.cos[rows], named.sin[rows], named.interleaved)
+    return dq, dk, dv, dmask, _sink_gradient(named.sinks, lse, delta)
+
+
+def _sink_gradient(sinks: Tensor | None, lse: Tensor, delta: Tensor) -> Tensor:
+    """That of ``[B, Hq]`` sinks: a sink has no value, so its ``dS = P (0 - delta)``, summed over the queries."""
+    if sinks is None:
+        return lse.new_empty(0)
+    weights = torch.exp(sinks[:, :, None] - lse).masked_fill(lse == -torch.inf, 0)
+    return -(weights * delta).sum(2)
 
 
 @attention_forward.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    scale: float,
-    causal: int,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-    interleaved: bool = False,
-    query_position: int = 0,
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=accumulator_dtype(query.dtype))
 
 
@@ -328,32 +440,42 @@ def _(
     attn_mask: Tensor | None,
     out: Tensor,
     lse: Tensor,
+    mask_gradient: bool,
     scale: float,
     causal: int,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-    interleaved: bool = False,
-    query_position: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    *modifiers: Any,
+) -> tuple[Tensor, ...]:
+    sinks = Modifiers(*modifiers).sinks
+    dmask = query.new_empty(0) if attn_mask is None or not mask_gradient else attn_mask.new_empty(attn_mask.shape)
+    dsinks = lse.new_empty(0) if sinks is None else torch.empty_like(sinks)
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), dmask, dsinks
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, attn_mask, ctx.scale, ctx.causal, cos, sin, *ctx.pairs = inputs
-    ctx.save_for_backward(query, key, value, attn_mask, *output, cos, sin)
+    query, key, value, attn_mask, ctx.scale, ctx.causal, *modifiers = inputs
+    named = Modifiers(*modifiers)
+    ctx.numbers = named._replace(cos=None, sin=None, alibi_slopes=None, sinks=None, seed=None)
+    ctx.save_for_backward(
+        query, key, value, attn_mask, *output, named.cos, named.sin, named.alibi_slopes, named.sinks, named.seed
+    )
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    query, key, value, attn_mask, out, lse, cos, sin = ctx.saved_tensors
+    query, key, value, attn_mask, out, lse, cos, sin, alibi_slopes, sinks, seed = ctx.saved_tensors
+    modifiers = ctx.numbers._replace(cos=cos, sin=sin, alibi_slopes=alibi_slopes, sinks=sinks, seed=seed)
+    before_sinks = 6 + Modifiers._fields.index("sinks")
+    after_sinks = 5 + len(Modifiers._fields) - before_sinks
     if grad_out is None and grad_lse is None:
-        return (None,) * 10
+        return (None,) * (before_sinks + 1 + after_sinks)
     if grad_out is None:
         grad_out = torch.zeros_like(out)
-    dq, dk, dv = torch.ops.mps_flash_attn.attention_backward(
-        grad_out, grad_lse, query, key, value, attn_mask, out, lse, ctx.scale, ctx.causal, cos, sin, *ctx.pairs
+    wants_mask = ctx.needs_input_grad[3]
+    dq, dk, dv, dmask, dsinks = torch.ops.mps_flash_attn.attention_backward(
+        grad_out, grad_lse, query, key, value, attn_mask, out, lse, wants_mask, ctx.scale, ctx.causal, *modifiers
     )
-    return dq, dk, dv, *(None,) * 7
+    dmask, dsinks = dmask if wants_mask else None, None if sinks is None else dsinks
+    return dq, dk, dv, dmask, *(None,) * (before_sinks - 4), dsinks, *(None,) * after_sinks
 
 
 attention_forward.register_autograd(_backward, setup_context=_save_for_backward)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -93,16 +93,21 @@ def batch_operator(
     size: int,
     args: Sequence[Any],
     in_dims: Sequence[int | None],
-    tensors: int,
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Folds the mapped dimension of the first `tensors` arguments into their batch dimension and calls the operator."""
-    if any(dim is not None for dim in in_dims[tensors:]):
-        raise UnsupportedError("rotary has tables that differ between the calls of a vmap; accepted are shared ones")
-    mapped: list[Any] = [
-        x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip(args[:tensors], in_dims, strict=False)
-    ]
-    batch = mapped[0].shape[1]
-    folded = [x if x is None else x.expand(size, batch, *x.shape[2:]).flatten(0, 1) for x in mapped]
-    results = operator(*folded, *args[tensors:])
-    return tuple(x.view(size, batch, *x.shape[1:]) for x in results), (0,) * len(results)
+    batched: Collection[int],
+) -> tuple[Tensor, ...]:
+    """Folds the mapped dimension of the arguments at `batched` into their batch dimension and calls the operator.
+
+    Returns:
+        The results with the mapped dimension in front; what the operator left empty stays so.
+    """
+    if any(dim is not None for n, dim in enumerate(in_dims) if n not in batched):
+        raise UnsupportedError("rotary or dropout differs between the calls of a vmap; accepted is what they share")
+    first = args[0].shape
+    batch = first[0] if in_dims[0] is None else first[0 if in_dims[0] > 0 else 1]
+    folded = list(args)
+    for n in batched:
+        if n < len(args) and args[n] is not None:
+            x, dim = args[n], in_dims[n]
+            x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+            folded[n] = x.expand(size, batch, *x.shape[2:]).flatten(0, 1)
+    return tuple(x if x.dim() == 1 else x.unflatten(0, (size, batch)) for x in operator(*folded))

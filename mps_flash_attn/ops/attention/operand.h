@@ -107,9 +107,10 @@ inline void apply(thread const ScoreMask& mask, thread TileC (&s)[ROW_TILES][N],
         }
 }
 
-inline void clear(thread TileC (&acc)[ROW_TILES][BD / TILE]) {
+template <short N>
+inline void clear(thread TileC (&acc)[ROW_TILES][N]) {
     for (short r = 0; r < ROW_TILES; r++)
-        for (short d = 0; d < BD / TILE; d++) clear(acc[r][d]);
+        for (short n = 0; n < N; n++) clear(acc[r][n]);
 }
 
 // Writes the rows of acc, those of tile r multiplied by factor[r]; `target` points to the first.

@@ -5,8 +5,6 @@ Where queries and keys are turned, the kernels' gradients are those of what was 
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from .cases import Case, Inputs
 from .expected import NAMES, exact, pytorch
 from .function import describe
 
-__all__ = ["Operands", "operands", "problem", "words"]
+__all__ = ["Operands", "operands", "outputs", "problem", "words"]
 
 #: What a kernel reads, in the order of its buffers, and what it writes, in that of the buffers that follow.
 Operands = tuple[tuple[Tensor, ...], tuple[Expected, ...]]
@@ -25,41 +23,54 @@ Operands = tuple[tuple[Tensor, ...], tuple[Expected, ...]]
 def problem(inputs: Inputs) -> plan.Problem:
     """The plan's problem for the inputs, which may be on the device ``meta``, and contiguous outputs."""
     like = {"out": inputs.query, "dq": inputs.query, "dk": inputs.key, "dv": inputs.value}
-    outputs = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in like.items()}
-    described = describe(
+    empty = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in like.items()}
+    return describe(
         inputs.query,
         inputs.key,
         inputs.value,
         inputs.attn_mask,
-        inputs.scale,
-        inputs.causal,
-        out=outputs.pop("out"),
+        inputs.modifiers.options(inputs.query, inputs.key, inputs.scale, int(inputs.causal)),
+        out=empty.pop("out"),
         grad_out=inputs.grad_out,
-        **outputs,
+        **empty,
     )
-    return dataclasses.replace(described, rotation=inputs.rotation)
+
+
+def outputs(inputs: Inputs) -> dict[str, Expected]:
+    """What attention gives for the inputs, by `NAMES`."""
+    return {
+        name: Expected(name, x, baseline.contiguous())
+        for name, x, baseline in zip(NAMES, exact(inputs), pytorch(inputs), strict=True)
+        if x is not None and baseline is not None
+    }
 
 
 def operands(inputs: Inputs) -> dict[str, Operands]:
     """The operands of each kernel by its name; the inputs are CPU tensors, the outputs contiguous as in `problem`."""
     dtype, grad_out, grad_lse = inputs.query.dtype, inputs.grad_out, inputs.grad_lse
-    plain = inputs.turned()
-    out, lse, dq, dk, dv = map(Expected, NAMES, exact(plain), (x.contiguous() for x in pytorch(plain)))
+    expected = outputs(inputs.turned())
+    out, lse, dq, dk, dv = (expected[name] for name in NAMES[:5])
     exact_out = out.reference.to(dtype)
     delta = Expected(
         "delta",
         _delta(grad_out.double(), exact_out.double(), grad_lse.double()),
         _delta(grad_out.to(grad_lse.dtype), exact_out.to(grad_lse.dtype), grad_lse),
     )
-    mask = inputs.query if inputs.attn_mask is None else inputs.attn_mask
-    read = inputs.query, inputs.key, inputs.value, mask, *(inputs.tables or (inputs.query,) * 2)
+    m = inputs.modifiers
+    # Queries stand in for what a kernel does not read.
+    before, sinks, seed = (
+        tuple(inputs.query if x is None else x for x in extras)
+        for extras in ((inputs.attn_mask, m.cos, m.sin, m.alibi_slopes), (m.sinks,), (m.seed,))
+    )
+    read = (inputs.query, inputs.key, inputs.value, *before)
     exact_lse, exact_delta = (x.reference.to(grad_lse.dtype) for x in (lse, delta))
-    read_backward = (*read, grad_out, exact_lse, exact_delta)
+    read_backward = (*read, *seed, grad_out, exact_lse, exact_delta)
     return {
-        "attention_forward": (read, (out, lse)),
+        "attention_forward": ((*read, *sinks, *seed), (out, lse)),
         "attention_backward_delta": ((exact_out, grad_out, grad_lse, exact_lse), (delta,)),
         "attention_backward_dq": (read_backward, (dq,)),
         "attention_backward_dkv": (read_backward, (dk, dv)),
+        **({"attention_backward_dmask": (read_backward, (expected["dmask"],))} if inputs.mask_gradient else {}),
     }
 
 
@@ -67,6 +78,9 @@ def words(case: Case) -> str:
     """The case in a few words."""
     extras = f"{', causal' if case.causal else ''}{', mask' if case.mask != 'none' else ''}"
     extras += ", rotary" if case.rotation else ""
+    extras += ", window" if case.window != (-1, -1) else ""
+    for name in ("softcap", "alibi", "sinks", "dropout_p"):
+        extras += f", {name}" if getattr(case, name) else ""
     grouped = ", grouped heads" if case.query_heads != case.key_heads else ""
     return f"{case.queries} x {case.keys}, D {case.head_size}{grouped}{extras}"
 

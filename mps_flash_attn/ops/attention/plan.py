@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 
 __all__ = [
     "BACKWARD_DKV",
+    "BACKWARD_DMASK",
     "BACKWARD_DQ",
     "FORWARD",
     "MAX_HEAD_SIZE",
@@ -76,10 +78,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class MaskLayout:
-    """An ``attn_mask`` over ``[B, H, Lq, Lk]``; strides in elements, 0 where broadcast."""
+    """An ``attn_mask`` over ``[B, H, Lq, Lk]``; strides in elements, 0 where broadcast.
+
+    Attributes:
+        sizes: of its own dimensions, 1 where broadcast; what its gradient is summed to.
+    """
 
     dtype: torch.dtype
     strides: tuple[int, int, int, int]
+    sizes: tuple[int, int, int, int] = (1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -101,8 +108,14 @@ class Problem:
     """Everything about a call that a plan may depend on, sizes as in the kernels.
 
     Attributes:
-        causal_offset: the last key that query ``i`` sees is ``i + causal_offset``; ``None`` when all are seen.
+        causal_offset: the last key that query ``i`` sees is ``i + causal_offset``; ``None`` when there is no last.
         layouts: of ``q k v o`` and, in the backward pass, ``do dq dk dv``.
+        window_offset: the first one is ``i + window_offset``; ``None`` when there is no first.
+        diagonal: query ``i`` stands at key ``i + diagonal``, from where ALiBi measures distance.
+        softcap: scores are kept within it; 0 for none.
+        alibi: whether each head has a slope.
+        sinks: whether each head has a sink.
+        dropout_p: the share of weights that are dropped.
     """
 
     dtype: torch.dtype
@@ -117,6 +130,12 @@ class Problem:
     mask: MaskLayout | None
     layouts: tuple[Layout, ...]
     rotation: Rotation | None = None
+    window_offset: int | None = None
+    diagonal: int = 0
+    softcap: float = 0.0
+    alibi: bool = False
+    sinks: bool = False
+    dropout_p: float = 0.0
 
     @property
     def accumulator(self) -> str:
@@ -266,6 +285,16 @@ BACKWARD_DKV = Kernel(
     },
 )
 
+BACKWARD_DMASK = Kernel(
+    "backward_dmask",
+    keeps_keys=False,
+    most_buffers=1,
+    matrices=2,
+    accumulators=0,
+    values=0,
+    mma={},
+)
+
 #: The tiles of all else, the largest first; those that fit best hold their rows in registers.
 _SIMDGROUP_TILES = (Tiling(32), Tiling(16), Tiling(16, pad=False), Tiling(16, pad=False, stage_values=False))
 
@@ -322,6 +351,7 @@ def tilings(problem: Problem, capabilities: Capabilities, kernel: Kernel = FORWA
 def shape_class(problem: Problem) -> str:
     """The name of the problems that share a tuned tiling; their dtype is named beside it."""
     causal = "" if problem.causal_offset is None else "-causal"
+    causal += "" if problem.window_offset is None else "-window"
     queries, keys = ("short" if n <= _SHORT else "long" for n in (problem.queries, problem.keys))
     rotary = "" if problem.rotation is None else "-rotary"
     return f"D{_padded_head(problem)}{causal}{rotary}-{queries}-queries-{keys}-keys"
@@ -369,17 +399,24 @@ def _words(problem: Problem, split_keys: int | None = None) -> tuple[int, ...]:
         {
             **{f"{name}_stride": layout.strides for name, layout in tensors},
             "mask_stride": problem.mask.strides if problem.mask else (0, 0, 0, 0),
+            "mask_size": problem.mask.sizes if problem.mask else (1, 1, 1, 1),
+            "batches": problem.batch,
             "query_heads": problem.query_heads,
             "group": problem.query_heads // problem.key_heads,
             "queries": problem.queries,
             "keys": problem.keys,
             "head_size": problem.head_size,
             "causal_offset": problem.causal_offset or 0,
+            "window_offset": problem.window_offset or 0,
+            "diagonal": problem.diagonal,
             "splits": 1 if split_keys is None else -(-problem.keys // split_keys),
             "split_keys": problem.keys if split_keys is None else split_keys,
             "split_rows": problem.batch * problem.query_heads * problem.queries,
             "rotary_pairs": problem.rotation.pairs if problem.rotation else 0,
             "query_position": problem.rotation.query_position if problem.rotation else 0,
+            "drop_below": round(problem.dropout_p * 2**32),
+            "keep_factor": 1 / (1 - problem.dropout_p),
+            "softcap": problem.softcap,
             "scale": problem.scale,
         },
         problem.accumulator,
@@ -394,6 +431,10 @@ def _common_defines(problem: Problem) -> tuple[Define, ...]:
         ("MASK", mask),
         ("MASK_ELEMENT", _MASK_ELEMENTS[problem.mask.dtype] if problem.mask else "bool"),
         ("CAUSAL", int(problem.causal_offset is not None)),
+        ("WINDOW", int(problem.window_offset is not None)),
+        ("ALIBI", int(problem.alibi)),
+        ("SOFTCAP", int(problem.softcap > 0)),
+        ("DROPOUT", int(problem.dropout_p > 0)),
         ("ROTARY", 0 if problem.rotation is None else 2 if problem.rotation.interleaved else 1),
         ("ARGS_BYTES", _params().size),
     )
@@ -410,12 +451,13 @@ def _refuse(problem: Problem, capabilities: Capabilities) -> None:
 def packed(problem: Problem) -> Problem:
     """The same problem with the query heads that share a key head as one head of more queries, where strides allow it.
 
-    Then they share tiles too, and their keys are read once. It takes rows that are evenly apart, and that all see the
-    same keys: one query, as when text is generated, or no causal mask.
+    Then they share tiles too, and their keys are read once. It takes rows that are evenly apart, that all see the same
+    keys (one query, as when text is generated, or no causal mask), and whose place and head decide nothing else.
     """
     group, queries = problem.query_heads // problem.key_heads, problem.queries
     unmasked = problem.causal_offset is None or (queries == 1 and problem.causal_offset >= problem.keys - 1)
-    if group == 1 or not unmasked or problem.rotation is not None:
+    by_place = problem.window_offset is not None or problem.alibi or problem.sinks or problem.dropout_p > 0
+    if group == 1 or not unmasked or by_place or problem.rotation is not None:
         return problem
     (q, k, v, o), others = problem.layouts[:4], problem.layouts[4:]
     heads = [x.strides[1:3] for x in (q, o)] + ([problem.mask.strides[1:3]] if problem.mask else [])
@@ -506,6 +548,7 @@ def walk(
     )
     if kernel is FORWARD:
         defines += (("OUTPUT", ELEMENTS[problem.dtype] if splits == 1 else problem.accumulator),)
+        defines += (("SINKS", int(problem.sinks)),)
     if kernel.values:
         defines += (("STAGE_VALUES", int(tiling.stage_values)),)
     return Launch(
@@ -558,6 +601,35 @@ def forward_in_parts(problem: Problem, capabilities: Capabilities, tiling: Tilin
     return Forward(launch, -(-problem.keys // split_keys), split_keys)
 
 
+def _dmask_bytes(problem: Problem, tiling: Tiling) -> int:
+    """Of threadgroup memory: the tiles and, in their place afterwards where queries are summed, a block of sums."""
+    summed = problem.mask is not None and problem.mask.sizes[2] == 1
+    sums = tiling.own * tiling.block * max(problem.dtype.itemsize, 4) if summed else 0
+    return max(tiling.threadgroup_bytes(problem, BACKWARD_DMASK), sums)
+
+
+@functools.lru_cache(maxsize=1024)
+def on_mask(problem: Problem, capabilities: Capabilities) -> Launch:
+    """The launch of ``attention_backward_dmask``: `walk`'s, with the mask's elements shared out instead of the queries.
+
+    Raises:
+        UnsupportedError: with the reason.
+    """
+    if problem.mask is None or problem.mask.dtype == torch.bool:
+        raise ValueError("only an additive mask has a gradient")
+    batches, heads, queries, keys = problem.mask.sizes
+    sum_queries, sum_keys = queries == 1, keys == 1
+    tiling = default_tiling(problem, capabilities, BACKWARD_DMASK)
+    launch = walk(problem, capabilities, BACKWARD_DMASK, tiling)
+    blocks = (-(-queries // tiling.own), -(-keys // tiling.block), batches * heads)
+    return dataclasses.replace(
+        launch,
+        defines=(*launch.defines, ("SUM_QUERIES", int(sum_queries)), ("SUM_KEYS", int(sum_keys))),
+        threads=(blocks[0] * tiling.threads, *blocks[1:]),
+        threadgroup_bytes=_dmask_bytes(problem, tiling),
+    )
+
+
 @functools.lru_cache(maxsize=1024)
 def delta(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -> Launch:
     """The launch of ``attention_backward_delta``; ``lse_gradient`` says whether lse has one.
@@ -578,8 +650,10 @@ def delta(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -> L
     )
 
 
-def backward(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -> tuple[Launch, Launch, Launch]:
-    """The launches of ``attention_backward_delta``, ``_dq`` and ``_dkv``, in this order, with default tilings.
+def backward(
+    problem: Problem, capabilities: Capabilities, lse_gradient: bool, mask_gradient: bool = False
+) -> tuple[Launch, ...]:
+    """The launches of ``attention_backward_delta``, ``_dq``, ``_dkv`` and perhaps ``_dmask``, with default tilings.
 
     Raises:
         UnsupportedError: with the reason.
@@ -588,6 +662,7 @@ def backward(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -
         delta(problem, capabilities, lse_gradient),
         walk(problem, capabilities, BACKWARD_DQ),
         walk(problem, capabilities, BACKWARD_DKV),
+        *((on_mask(problem, capabilities),) if mask_gradient else ()),
     )
 
 
@@ -607,6 +682,7 @@ def predicted_traffic(launch: Launch, problem: Problem) -> Traffic:
         "attention_backward_delta": _delta_traffic,
         "attention_backward_dq": _dq_traffic,
         "attention_backward_dkv": _dkv_traffic,
+        "attention_backward_dmask": _dmask_traffic,
     }[launch.kernel]
     numbers = {name: int(value) for name, value in defines.items() if str(value).isdigit()}
     return predict(problem, {**numbers, "BLOCKS": launch.threads[0] // launch.group_size[0]})
@@ -617,6 +693,20 @@ def _visible_keys(problem: Problem, query: int) -> int:
     if problem.causal_offset is None:
         return problem.keys
     return min(max(query + 1 + problem.causal_offset, 0), problem.keys)
+
+
+def _first_key(problem: Problem, query: int) -> int:
+    """The first key that queries from this one on may see."""
+    if problem.window_offset is None:
+        return 0
+    return min(max(query + problem.window_offset, 0), problem.keys)
+
+
+def _seeing_queries(problem: Problem, key: int) -> int:
+    """The number of queries, from the first, that may see keys up to this one."""
+    if problem.window_offset is None:
+        return problem.queries
+    return min(max(key + 1 - problem.window_offset, 0), problem.queries)
 
 
 def _first_query(problem: Problem, key: int) -> int:
@@ -637,7 +727,7 @@ def _mask_bytes(problem: Problem) -> int:
     """Of the mask, read once for every pair of a query and a key it may see, for all heads."""
     if problem.mask is None:
         return 0
-    pairs = sum(_visible_keys(problem, query) for query in range(problem.queries))
+    pairs = sum(max(_visible_keys(problem, query) - _first_key(problem, query), 0) for query in range(problem.queries))
     return problem.batch * problem.query_heads * pairs * problem.mask.dtype.itemsize
 
 
@@ -655,19 +745,22 @@ def _walk_over_keys(problem: Problem, defines: dict[str, int], *, rows: int, spl
     own, walked, kept = defines["BQ"], defines["BK"], defines["ROW_TILES"] * _TILE
     read = turned = 0
     for block in range(0, problem.queries, own):
-        if defines["STAGED"]:
-            staged = min(-(-_visible_keys(problem, block + own - 1) // walked) * walked, problem.keys)
+        first = _first_key(problem, block) // walked * walked
+        end = max(_visible_keys(problem, block + own - 1), first)
+        if defines["STAGED"] and end > first:
+            staged = min(-(-end // walked) * walked, problem.keys) - first
             read += 2 * staged
             turned += staged
-        for first in range(block, min(block + own, problem.queries), kept):
-            steps = -(-_visible_keys(problem, first + kept - 1) // walked)
-            if not defines["STAGED"]:
-                used = min(steps * walked, problem.keys)
+        for row in range(block, min(block + own, problem.queries), kept):
+            begin = max(_first_key(problem, row) // walked * walked, first)
+            steps = max(-(-(_visible_keys(problem, row + kept - 1) - begin) // walked), 0)
+            if not defines["STAGED"] and steps:
+                used = min(begin + steps * walked, problem.keys) - begin
                 read += (rows + 1) * used
                 turned += rows * used
             times = splits if defines["HOLD"] else steps
-            read += rows * times * min(kept, problem.queries - first)
-            turned += times * min(kept, problem.queries - first)
+            read += rows * times * min(kept, problem.queries - row)
+            turned += times * min(kept, problem.queries - row)
     return read * _row_bytes(problem) + turned * _turning_bytes(problem)
 
 
@@ -711,13 +804,15 @@ def _dkv_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
     rows = values = turned = 0
     for block in range(0, problem.keys, own):
         first = _first_query(problem, block) // walked * walked
-        visited = max(problem.queries - first, 0)
+        end = _seeing_queries(problem, block + own - 1)
+        visited = max(min(-(-end // walked) * walked, problem.queries) - first, 0)
         rows += 2 * visited if defines["STAGED"] else 0
         turned += visited if defines["STAGED"] else 0
         values += visited * 2 if defines["STAGE_VALUES"] else 0
         for key in range(block, min(block + own, problem.keys), kept):
             start = max(_first_query(problem, key) // walked * walked, first)
-            computed = max(problem.queries - start, 0)
+            end = _seeing_queries(problem, key + kept - 1)
+            computed = max(min(-(-end // walked) * walked, problem.queries) - start, 0)
             rows += 0 if defines["STAGED"] else 4 * computed  # each of the two matrices in two products
             turned += 0 if defines["STAGED"] else 2 * computed
             values += 0 if defines["STAGE_VALUES"] else 2 * 2 * _SHARING * computed
@@ -732,4 +827,28 @@ def _dkv_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
         + heads * values * _value_bytes(problem)
         + _mask_bytes(problem),
         written=2 * problem.batch * problem.key_heads * problem.keys * _row_bytes(problem),
+    )
+
+
+def _dmask_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
+    own, staged = defines["BQ"], defines["BK"]
+    walked = held = values = 0
+    for block in range(0, problem.queries, own):
+        rows = min(own, problem.queries - block)
+        begin = _first_key(problem, block) // staged * staged
+        visited = range(begin, _visible_keys(problem, block + own - 1), staged)
+        walked += sum(min(staged, problem.keys - key) for key in visited)
+        values += 2 * _SHARING * rows * len(visited)
+        owners = 1 if defines["SUM_KEYS"] else -(-problem.keys // staged)
+        held += rows * (owners if defines["HOLD"] else len(visited))
+    sizes = problem.mask.sizes if problem.mask else ()
+    return Traffic(
+        read=_heads(problem)
+        * (
+            2 * (walked + held) * _row_bytes(problem)
+            + (walked + held) * _turning_bytes(problem)
+            + values * _value_bytes(problem)
+        )
+        + _mask_bytes(problem),
+        written=math.prod(sizes) * (problem.mask.dtype.itemsize if problem.mask else 0),
     )

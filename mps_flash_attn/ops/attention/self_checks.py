@@ -26,13 +26,27 @@ _MASKED = Case(
 _ROTARY = Case(40, 60, 48, batch=1, causal=Causal.BOTTOM_RIGHT, rotation=plan.Rotation(16, False, 20))
 #: One query and a cache of keys, which are cut into parts.
 _DECODING = Case(1, 600, 64, batch=1, query_heads=4, key_heads=2)
+#: All that changes scores and weights.
+_MODIFIED = Case(
+    70,
+    90,
+    64,
+    batch=1,
+    query_heads=4,
+    key_heads=2,
+    window=(20, 9),
+    softcap=5.0,
+    alibi=True,
+    sinks=True,
+    dropout_p=0.2,
+)
 
 
 def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
     """Checks of the forward and backward kernels in each dtype that Metal has, made one problem at a time."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         yield _check_of_parts(_DECODING, dtype, capabilities)
-        for case in (_PLAIN, _MASKED, _ROTARY):
+        for case in (_PLAIN, _MASKED, _ROTARY, _MODIFIED):
             yield from _checks(case, dtype, capabilities)
 
 
@@ -41,7 +55,8 @@ def _checks(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Itera
     if inputs.attn_mask is not None:
         inputs = dataclasses.replace(inputs, attn_mask=inputs.attn_mask.contiguous())
     described, of = problem(inputs), operands(inputs)
-    for launch in (plan.forward(described, capabilities), *plan.backward(described, capabilities, lse_gradient=True)):
+    backward = plan.backward(described, capabilities, lse_gradient=True, mask_gradient=inputs.mask_gradient)
+    for launch in (plan.forward(described, capabilities), *backward):
         yield SelfCheck(words(case), dtype, launch, *of[launch.kernel])
 
 
