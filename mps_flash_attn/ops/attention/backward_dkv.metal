@@ -22,7 +22,7 @@ kernel void attention_backward_dkv(
     const device uint* seed [[buffer(7)]], const device element* d_o [[buffer(8)]],
     const device accum* lse [[buffer(9)]], const device accum* delta [[buffer(10)]], device element* dk [[buffer(11)]],
     device element* dv [[buffer(12)]], constant AttentionArgs& args [[buffer(13)]],
-    uint3 block [[threadgroup_position_in_grid]], ushort thread_index [[thread_index_in_threadgroup]],
+    uint3 place [[threadgroup_position_in_grid]], ushort thread_index [[thread_index_in_threadgroup]],
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
 #if STAGED
     threadgroup chunk tiles[pair_chunks<BQ>()];
@@ -34,6 +34,7 @@ kernel void attention_backward_dkv(
     threadgroup accum delta_tile[BUFFERS][BQ];
 #endif
 
+    const uint3 block = unswizzled(place);
     const int batch = block.z, key_head = block.y, D = args.head_size;
     const int block_row = block.x * BK, j0 = block_row + simdgroup * OWN_ROWS;
     const int rows = args.keys - j0;  // of this simdgroup's; may exceed OWN_ROWS or be negative

@@ -19,8 +19,8 @@ kernel void attention_backward_dq(
     const device accum* sines [[buffer(5)]], const device accum* slopes [[buffer(6)]],
     const device uint* seed [[buffer(7)]], const device element* d_o [[buffer(8)]],
     const device accum* lse [[buffer(9)]], const device accum* delta [[buffer(10)]], device element* dq [[buffer(11)]],
-    constant AttentionArgs& args [[buffer(12)]], uint3 block [[threadgroup_position_in_grid]],
-    uint3 blocks [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
+    constant AttentionArgs& args [[buffer(12)]], uint3 place [[threadgroup_position_in_grid]],
+    uint3 grid [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
 #if STAGED
     threadgroup chunk tiles[pair_chunks<BK>()];
@@ -28,6 +28,7 @@ kernel void attention_backward_dq(
     threadgroup chunk* const tiles = nullptr;
 #endif
 
+    const uint3 block = unswizzled(place), blocks = unswizzled(grid);
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
     const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
     const Dropout dropout = dropout_of(args, seed, batch, head);

@@ -217,6 +217,6 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
                 yield plan.forward_in_parts(dataclasses.replace(problem, keys=10_000, batch=1), capabilities).launch
                 for kernel in (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV):
                     all_staged = plan.Tiling(16, 2, 2, plan.Hold.STAGED, buffers=kernel.most_buffers)
-                    nothing_staged = plan.Tiling(16, 2, 2, stage_values=False, staged=False)
+                    nothing_staged = plan.Tiling(16, 2, 2, stage_values=False, staged=False, heads_first=True)
                     for tiling in (all_staged, nothing_staged):
                         yield plan.walk(problem, capabilities, kernel, tiling)

@@ -24,7 +24,7 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
                               const device accum* slopes [[buffer(6)]], const device accum* sinks [[buffer(7)]],
                               const device uint* seed [[buffer(8)]], device output* o [[buffer(9)]],
                               device accum* lse [[buffer(10)]], constant AttentionArgs& args [[buffer(11)]],
-                              uint3 block [[threadgroup_position_in_grid]], uint3 blocks [[threadgroups_per_grid]],
+                              uint3 place [[threadgroup_position_in_grid]], uint3 grid [[threadgroups_per_grid]],
                               ushort thread_index [[thread_index_in_threadgroup]],
                               ushort simdgroup [[simdgroup_index_in_threadgroup]],
                               ushort lane [[thread_index_in_simdgroup]]) {
@@ -35,11 +35,12 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     threadgroup chunk *const k_tile = nullptr, *const v_tile = nullptr;
 #endif
 
+    const uint3 block = unswizzled(place), blocks = unswizzled(grid);
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
     const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
     const Dropout dropout = dropout_of(args, seed, batch, head);
-    const int place = blocks.x - 1 - block.x, splits = args.splits;  // causal blocks with most keys start first
-    const int split = place % splits, block_row = place / splits * BQ;
+    const int number = blocks.x - 1 - block.x, splits = args.splits;  // causal blocks with most keys start first
+    const int split = number % splits, block_row = number / splits * BQ;
     const int i0 = block_row + simdgroup * OWN_ROWS;
     const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
     const int split_keys = args.split_keys, split_start = split * split_keys;

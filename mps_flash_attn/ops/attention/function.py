@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ... import launch, tune
-from ...launch import Launch, Runtime
+from ...launch import CHUNK_BYTES, Launch, Runtime
 from ...runtime.base import for_device
-from ..calls import PreparedCalls, address, geometry
+from ..calls import PreparedCalls, alignment, geometry
 from ..dtypes import accumulator_dtype
 from ..merge import function as merging
 from ..merge import plan as merging_plan
@@ -82,8 +82,8 @@ def _layout(name: str, tensor: Tensor) -> plan.Layout:
     if tensor.stride(3) != 1 and tensor.shape[3] > 1:
         raise ValueError(f"{name} has stride {tensor.stride(3)} in its last dimension; accepted: 1")
     batch, head, row = (0 if n == 1 else s for n, s in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
-    starts = (address(tensor), *(x * tensor.element_size() for x in (batch, head, row, tensor.shape[3])))
-    return plan.Layout((batch, head, row), aligned=all(x % 16 == 0 for x in starts))
+    aligned = alignment(tensor, batch, head, row, tensor.shape[3]) == CHUNK_BYTES
+    return plan.Layout((batch, head, row), aligned)
 
 
 def _mask_layout(mask: Tensor, shape: tuple[int, ...]) -> plan.MaskLayout:
@@ -326,11 +326,28 @@ def attention_forward(
     options = named.options(query, key, scale, causal)
     mask = None if attn_mask is None else geometry(attn_mask)
     problem = (geometry(query), geometry(key), geometry(value), mask, options)
-    call = _forward_calls.get(problem)
-    if call is None:
-        call = _prepare_forward(query, key, value, attn_mask, options)
-        _forward_calls[problem] = call
+    call = _forward_calls.prepared(problem, _prepare_forward, query, key, value, attn_mask, options)
     return call(query, key, value, (attn_mask, named.cos, named.sin, named.alibi_slopes, named.sinks, named.seed))
+
+
+def _prepare_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    options: Options,
+    others: dict[str, Tensor],
+    lse_gradient: bool,
+    mask_gradient: bool,
+) -> _BackwardCalls:
+    runtime, device = for_device(query.device.type), query.device
+    described = describe(query, key, value, attn_mask, options, **others)
+    return (
+        launch.bind(plan.delta(described, runtime.CAPABILITIES, lse_gradient), runtime),
+        launch.bind(_planned_walk(plan.BACKWARD_DQ, described, runtime, device), runtime),
+        launch.bind(_planned_walk(plan.BACKWARD_DKV, described, runtime, device), runtime),
+        launch.bind(plan.on_mask(described, runtime.CAPABILITIES), runtime) if mask_gradient else None,
+    )
 
 
 @torch.library.custom_op("mps_flash_attn::attention_backward", mutates_args=(), schema=_BACKWARD)
@@ -387,22 +404,9 @@ def attention_backward(
     inputs = (query, key, value, *tensors.values())
     masks = () if attn_mask is None else (attn_mask,)
     problem = (tuple(map(geometry, (*inputs, *masks))), options, grad_lse is None, mask_gradient)
-    calls = _backward_calls.get(problem)
-    if calls is None:
-        described = describe(query, key, value, attn_mask, options, **tensors)
-        on_delta = plan.delta(described, runtime.CAPABILITIES, grad_lse is not None)
-        on_dq, on_dkv = (
-            _planned_walk(kernel, described, runtime, query.device) for kernel in (plan.BACKWARD_DQ, plan.BACKWARD_DKV)
-        )
-        calls = (
-            launch.bind(on_delta, runtime),
-            launch.bind(on_dq, runtime),
-            launch.bind(on_dkv, runtime),
-            launch.bind(plan.on_mask(described, runtime.CAPABILITIES), runtime) if mask_gradient else None,
-        )
-        _backward_calls[problem] = calls
-
-    run_delta, run_dq, run_dkv, run_dmask = calls
+    run_delta, run_dq, run_dkv, run_dmask = _backward_calls.prepared(
+        problem, _prepare_backward, query, key, value, attn_mask, options, tensors, grad_lse is not None, mask_gradient
+    )
     run_delta(out, grad_out, lse if grad_lse is None else grad_lse, lse, delta)
     extras = (attn_mask, named.cos, named.sin, named.alibi_slopes, named.seed)
     read = (query, key, value, *(query if x is None else x for x in extras), grad_out, lse, delta)

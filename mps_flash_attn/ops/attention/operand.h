@@ -1,7 +1,8 @@
 // The two products of attention: rows kept by a simdgroup times a block of rows that its threadgroup walks over.
 //
 // Defines: BD, head size rounded up to whole tiles; ROW_TILES, tiles of 16 rows that a simdgroup keeps, which share
-// what it loads of a block; HOLD, where the kept rows are, one of the values below.
+// what it loads of a block; HOLD, where the kept rows are, one of the values below; HEADS_FIRST, 1 where threadgroups
+// are counted over heads first, then over blocks of rows, so that those that start together share what they read.
 #pragma once
 
 #include "msl/copy.h"
@@ -15,6 +16,9 @@
 #define HOLD_STAGED 2     // in threadgroup memory
 
 constant constexpr short OWN_ROWS = ROW_TILES * TILE;
+
+// (block of rows, head, batch) of a place in the grid, or how many of each there are.
+inline uint3 unswizzled(uint3 place) { return HEADS_FIRST ? place.yxz : place; }
 
 // A simdgroup's own rows of a matrix [L][D] as left operands.
 struct Rows {

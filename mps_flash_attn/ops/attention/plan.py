@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ...errors import UnsupportedError
-from ...launch import Capabilities, Launch, ParamStruct
+from ...launch import CHUNK_BYTES, LANES, Capabilities, Launch, ParamStruct
 from ...source import Define
 from ..dtypes import ELEMENTS, accumulator, refuse_dtype
 
@@ -48,8 +48,6 @@ MAX_HEAD_SIZE = 256
 
 _FOLDER = "ops/attention"
 _TILE = 16  # rows and columns of the matrix layer's unit
-_LANES = 32
-_CHUNK_BYTES = 16  # what a lane moves at once
 #: 32-bit registers a lane may spend on rows and accumulators before rows are read again for each block instead, unless
 #: a tiling says otherwise.
 _REGISTERS = 128
@@ -164,6 +162,8 @@ class Tiling:
         stage_values: whether the numbers of each staged row, where there are such, are staged with it.
         staged: whether a threadgroup copies blocks to threadgroup memory; if not, its simdgroups read them from device
             memory, each for itself, and nothing else is staged either.
+        heads_first: whether threadgroups that start together take the same block of neighbouring heads, which with
+            grouped heads read the same keys, instead of neighbouring blocks of one head.
     """
 
     block: int
@@ -174,6 +174,7 @@ class Tiling:
     buffers: int = 1
     stage_values: bool = True
     staged: bool = True
+    heads_first: bool = False
 
     @property
     def own(self) -> int:
@@ -182,13 +183,13 @@ class Tiling:
 
     @property
     def threads(self) -> int:
-        return _LANES * self.simdgroups
+        return LANES * self.simdgroups
 
     def threadgroup_bytes(self, problem: Problem, kernel: Kernel) -> int:
         """Of all tiles and values."""
         if not self.staged:
             return 0
-        row = _padded_head(problem) * problem.dtype.itemsize + self.pad * _CHUNK_BYTES
+        row = _padded_head(problem) * problem.dtype.itemsize + self.pad * CHUNK_BYTES
         held = self.own * kernel.matrices * row if self.hold == Hold.STAGED else 0
         values = kernel.values * max(problem.dtype.itemsize, 4) if self.stage_values else 0
         return held + self.buffers * self.block * (2 * row + values)
@@ -196,6 +197,7 @@ class Tiling:
     def defines(self) -> tuple[Define, ...]:
         """Those of ``copy.h``, ``operand.h``, ``block.h`` and ``block_pair.h``."""
         return (
+            ("HEADS_FIRST", int(self.heads_first)),
             ("THREADS", self.threads),
             ("ROW_TILES", self.row_tiles),
             ("HOLD", int(self.hold)),
@@ -313,7 +315,7 @@ def default_tiling(problem: Problem, capabilities: Capabilities, kernel: Kernel 
     """
     # Whether a simdgroup's rows and its accumulators, 16 rows each, fit in registers.
     size = min(problem.dtype.itemsize, 4)
-    words_a_lane = _TILE * _padded_head(problem) * (kernel.matrices * size + kernel.accumulators * 4) // (4 * _LANES)
+    words_a_lane = _TILE * _padded_head(problem) * (kernel.matrices * size + kernel.accumulators * 4) // (4 * LANES)
     hold = Hold.REGISTERS if words_a_lane <= _REGISTERS else Hold.NOWHERE
     choices = [dataclasses.replace(tiles, hold=hold) for tiles in _SIMDGROUP_TILES]
     if capabilities.matrix_unit == "mma":
@@ -346,6 +348,9 @@ def tilings(problem: Problem, capabilities: Capabilities, kernel: Kernel = FORWA
         yield Tiling(*options)
     for block, simdgroups, row_tiles, hold in itertools.product(blocks, (1, 2, 4, 8), (1, 2), holds[:2]):
         yield Tiling(block, simdgroups, row_tiles, hold, pad=False, stage_values=not kernel.values, staged=False)
+    if problem.query_heads > 1:
+        for block, simdgroups, row_tiles in itertools.product(blocks, (1, 2, 4, 8), (1, 2)):
+            yield Tiling(block, simdgroups, row_tiles, heads_first=True)
 
 
 def shape_class(problem: Problem) -> str:
@@ -366,7 +371,7 @@ def _checked(tiling: Tiling | None, problem: Problem, capabilities: Capabilities
     _refuse(problem, capabilities)
     if tiling is None:
         return default_tiling(problem, capabilities, kernel)
-    if not 1 <= tiling.simdgroups <= capabilities.max_threads // _LANES:
+    if not 1 <= tiling.simdgroups <= capabilities.max_threads // LANES:
         raise UnsupportedError(f"{tiling.threads} threads; a threadgroup has 32 to {capabilities.max_threads}")
     if tiling.block < 1 or tiling.block % _TILE:
         raise UnsupportedError(f"a block of {tiling.block} rows is no multiple of {_TILE}")
@@ -551,12 +556,14 @@ def walk(
         defines += (("SINKS", int(problem.sinks)),)
     if kernel.values:
         defines += (("STAGE_VALUES", int(tiling.stage_values)),)
+    groups = (splits * -(-length // tiling.own), heads)
+    across, down = reversed(groups) if tiling.heads_first else groups
     return Launch(
         file=f"{_FOLDER}/{kernel.name}.metal",
         kernel=f"attention_{kernel.name}",
         defines=defines,
         words=_words(problem, split_keys),
-        threads=(splits * -(-length // tiling.own) * tiling.threads, heads, problem.batch),
+        threads=(across * tiling.threads, down, problem.batch),
         group_size=(tiling.threads, 1, 1),
         threadgroup_bytes=tiling.threadgroup_bytes(problem, kernel),
     )
@@ -638,13 +645,22 @@ def delta(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -> L
         UnsupportedError: with the reason.
     """
     _refuse(problem, capabilities)
-    like_any = dataclasses.replace(problem, mask=None, causal_offset=None, rotation=None)  # it sees no scores
+    like_any = dataclasses.replace(
+        problem,
+        mask=None,
+        causal_offset=None,
+        window_offset=None,
+        rotation=None,
+        softcap=0.0,
+        alibi=False,
+        dropout_p=0.0,
+    )  # it sees no scores
     return Launch(
         file=f"{_FOLDER}/backward_delta.metal",
         kernel="attention_backward_delta",
         defines=(*_common_defines(like_any), ("LSE_GRADIENT", int(lse_gradient))),
         words=_words(problem),
-        threads=(_LANES * problem.queries, problem.query_heads, problem.batch),
+        threads=(LANES * problem.queries, problem.query_heads, problem.batch),
         group_size=(_DELTA_THREADS, 1, 1),
         threadgroup_bytes=0,
     )
@@ -685,7 +701,8 @@ def predicted_traffic(launch: Launch, problem: Problem) -> Traffic:
         "attention_backward_dmask": _dmask_traffic,
     }[launch.kernel]
     numbers = {name: int(value) for name, value in defines.items() if str(value).isdigit()}
-    return predict(problem, {**numbers, "BLOCKS": launch.threads[0] // launch.group_size[0]})
+    groups = launch.threads[0] // launch.group_size[0]
+    return predict(problem, {**numbers, "BLOCKS": launch.threads[1] if numbers.get("HEADS_FIRST") else groups})
 
 
 def _visible_keys(problem: Problem, query: int) -> int:
