@@ -185,8 +185,11 @@ def flash_attention(
         causal = Causal.NONE
     if attn_mask is not None and type(attn_mask) is not Tensor:
         attn_mask, causal = _unwrap_causal_bias(query, key, attn_mask, causal)
-    bottom_right = causal_alignment == "bottom-right"
-    scoring = Scoring(dropout_p, softcap, window, alibi_slopes, sinks, bottom_right, rotary)
+    scoring = PLAIN
+    extras = (window, alibi_slopes, sinks, rotary)
+    if dropout_p != 0 or softcap != 0 or any(x is not None for x in extras):
+        bottom_right = causal_alignment == "bottom-right"
+        scoring = Scoring(dropout_p, softcap, window, alibi_slopes, sinks, bottom_right, rotary)
     result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa, scoring)
     if isinstance(result, Refusal):
         raise result.error
@@ -235,12 +238,10 @@ def attempt(
         refusal = refuse_scale(scale)
         if refusal is not None:
             return refusal
-    modifiers = Modifiers()
     if scoring is not PLAIN:
         refusal = refuse_scoring(scoring, query, key, lead)
         if refusal is not None:
             return refusal
-        modifiers = _modifiers(scoring, query)
     if direct:
         if attn_mask is not None and attn_mask.dim() != 4:
             attn_mask = with_rank(attn_mask, 4)
@@ -250,35 +251,38 @@ def attempt(
     if scoring is PLAIN:
         out, lse = _forward(q, k, v, mask, scale, causal)
     else:
-        slopes, sinks = (
-            None if x is None else x.expand(*lead).reshape(q.shape[:2]).contiguous()
-            for x in (modifiers.alibi_slopes, modifiers.sinks)
-        )
-        modifiers = modifiers._replace(alibi_slopes=slopes, sinks=sinks)
-        out, lse = _forward(q, k, v, mask, scale, causal, *modifiers)
+        out, lse = _forward(q, k, v, mask, scale, causal, *_modifiers(scoring, q, lead))
     if direct:
         return out, lse
     shape = (*lead, *out.shape[2:])
     return out.reshape(shape), lse.reshape(shape[:-1])
 
 
-def _modifiers(scoring: Scoring, query: Tensor) -> Modifiers:
-    """The operator's, with slopes and sinks as they came but for their dtype."""
+def _modifiers(scoring: Scoring, query: Tensor, lead: Sequence[int]) -> Modifiers:
+    """The operator's, for queries ``[B, Hq, Lq, D]`` that had the sizes ``lead`` before the last two dimensions."""
     dtype, rotary = accumulator_dtype(query.dtype), scoring.rotary
     left, right = scoring.window or (-1, -1)
-    modifiers = Modifiers(
-        softcap=float(scoring.softcap), window_left=left, window_right=right, bottom_right=scoring.bottom_right
+    slopes, sinks = (
+        None if x is None else x.to(dtype).expand(*lead).reshape(query.shape[:2]).contiguous()
+        for x in (scoring.alibi_slopes, scoring.sinks)
     )
+    modifiers = Modifiers(
+        alibi_slopes=slopes,
+        sinks=sinks,
+        softcap=float(scoring.softcap),
+        window_left=left,
+        window_right=right,
+        bottom_right=scoring.bottom_right,
+    )
+    if scoring.dropout_p > 0:
+        seed = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=query.device)
+        modifiers = modifiers._replace(seed=seed, dropout_p=float(scoring.dropout_p))
     if rotary is not None:
         cos, sin = (x.to(dtype).contiguous() for x in rotary[:2])
         modifiers = modifiers._replace(
             cos=cos, sin=sin, interleaved=bool(rotary.interleaved), query_position=rotary.query_offset
         )
-    if scoring.dropout_p > 0:
-        seed = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=query.device)
-        modifiers = modifiers._replace(seed=seed, dropout_p=float(scoring.dropout_p))
-    slopes, sinks = (None if x is None else x.to(dtype) for x in (scoring.alibi_slopes, scoring.sinks))
-    return modifiers._replace(alibi_slopes=slopes, sinks=sinks)
+    return modifiers
 
 
 def _autocast(*operands: Tensor) -> tuple[Tensor, ...]:
