@@ -26,7 +26,7 @@ from torch import Tensor
 from mps_flash_attn import launch
 from mps_flash_attn.ops import calls as prepared_calls
 from mps_flash_attn.ops.attention import plan
-from mps_flash_attn.ops.attention.function import Causal, attention_forward, describe
+from mps_flash_attn.ops.attention.function import Options, attention_forward, describe
 from mps_flash_attn.ops.dtypes import accumulator_dtype
 from mps_flash_attn.runtime import base, torch_mps
 
@@ -126,9 +126,9 @@ def measure() -> dict[str, float]:
     prepared_calls.forget()
     query, key, value = (torch.randn(1, 1, 16, 64, device="mps") for _ in range(3))
     out, lse = torch.empty_like(query), torch.empty(query.shape[:3], dtype=accumulator_dtype(query.dtype), device="mps")
-    problem = describe(query, key, value, None, 0.125, Causal.NONE, out=out)
+    problem = describe(query, key, value, None, Options(0.125), out=out)
     planned = plan.forward(problem, metal.CAPABILITIES)
-    tensors = query, key, value, *(query,) * 3, out, lse  # in the place of a mask and of tables
+    tensors = query, key, value, *(query,) * 6, out, lse  # in the place of a mask, tables and all that modifies scores
     words, threads, group_size = list(planned.words), planned.threads, planned.group_size
 
     kernel = getattr(metal.compile_shader(planned.text), planned.kernel)

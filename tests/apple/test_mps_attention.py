@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from mps_flash_attn.ops.attention.cases import HEAD_SIZES, LENGTHS, Case, Inputs
-from mps_flash_attn.ops.attention.expected import NAMES, exact, pytorch
-from mps_flash_attn.ops.attention.function import Causal, attention_backward, attention_forward
-from tests.tolerance import assert_accurate
+from mps_flash_attn.ops.attention.function import Causal
+from tests.ops.attention import assert_as_expected, ours
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -24,22 +23,11 @@ def _on_cpu(inputs: Inputs) -> Inputs:
     return replace(inputs, **{name: x.cpu() for name, x in tensors.items() if isinstance(x, Tensor)})
 
 
-def _ours(inputs: Inputs) -> tuple[Tensor, ...]:
-    arguments = (inputs.query, inputs.key, inputs.value, inputs.attn_mask)
-    out, lse = attention_forward(*arguments, inputs.scale, int(inputs.causal))
-    gradients = attention_backward(
-        inputs.grad_out, inputs.grad_lse, *arguments, out, lse, inputs.scale, int(inputs.causal)
-    )
-    return out, lse, *gradients
-
-
 def _check(case: Case, dtype: torch.dtype) -> None:
     inputs = case.inputs(dtype, "mps")
-    on_cpu = _on_cpu(inputs)
-    results = _ours(inputs)
-    for name, actual, baseline, expected in zip(NAMES, results, pytorch(on_cpu), exact(on_cpu), strict=True):
-        assert actual.is_mps
-        assert_accurate(f"{name} of {case} in {dtype}", actual.cpu(), baseline, expected)
+    results = ours(inputs)
+    assert all(x is None or x.is_mps for x in results)
+    assert_as_expected(_on_cpu(inputs), tuple(x if x is None else x.cpu() for x in results), f" of {case} in {dtype}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,7 +12,8 @@ import torch
 
 from mps_flash_attn.launch import Launch as PlannedLaunch
 from mps_flash_attn.ops.attention import cases, function
-from mps_flash_attn.ops.attention.function import attention_backward, attention_forward
+from mps_flash_attn.ops.calls import PreparedCalls
+from tests.ops.attention import ours
 
 from . import native
 from .kernels import SCALE, distinct
@@ -204,11 +205,10 @@ def test_attention_gives_the_simulators_bits(
         return run
 
     monkeypatch.setattr(function.launch, "bind", bind)
-    monkeypatch.setattr(function, "_forward_calls", {})
-    monkeypatch.setattr(function, "_backward_calls", {})
-    x = case.inputs(dtype)
-    problem = (x.query, x.key, x.value, x.attn_mask)
-    out, lse = attention_forward(*problem, x.scale, x.causal)
-    attention_backward(x.grad_out, x.grad_lse, *problem, out, lse, x.scale, x.causal)
-    names = ("forward", "backward_delta", "backward_dq", "backward_dkv")
+    monkeypatch.setattr(function, "_forward_calls", PreparedCalls())
+    monkeypatch.setattr(function, "_backward_calls", PreparedCalls())
+    inputs = case.inputs(dtype)
+    ours(inputs)
+    names = ["forward", "backward_delta", "backward_dq", "backward_dkv"]
+    names += ["backward_dmask"] if inputs.mask_gradient else []
     assert compared == [f"attention_{name}" for name in names]
