@@ -17,6 +17,7 @@ import torch
 from mps_flash_attn import cli, doctor, patch_check, source
 from mps_flash_attn.launch import Capabilities
 from mps_flash_attn.ops.attention import function
+from mps_flash_attn.ops.calls import PreparedCalls
 from mps_flash_attn.runtime import base, simulator
 from mps_flash_attn.self_check import SelfCheck
 
@@ -204,7 +205,7 @@ def test_a_runtime_that_was_not_built_is_no_reason_to_stop(monkeypatch: pytest.M
 def forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forces the runtime that the test is parametrized with."""
     monkeypatch.setenv(base.RUNTIME_VARIABLE, request.param)
-    monkeypatch.setattr(function, "_forward_calls", {})
+    monkeypatch.setattr(function, "_forward_calls", PreparedCalls())
     base.for_device.cache_clear()
     yield
     base.for_device.cache_clear()

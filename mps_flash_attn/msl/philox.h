@@ -1,9 +1,7 @@
 // Random numbers without state: Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011).
 #pragma once
 
-#include <metal_stdlib>
-
-using namespace metal;
+#include "msl/types.h"
 
 // Four words, independent of those of every other counter under the same key.
 inline uint4 philox(uint4 counter, uint2 key) {
