@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -250,13 +249,6 @@ def test_vmap_and_batched_gradients(seed: int) -> None:
     for n in range(3):
         one = torch.autograd.grad(single[0], (mask, sinks), grads[n], retain_graph=True)
         assert all((b[n] - s).abs().max() <= 1e-5 for b, s in zip(batched, one, strict=True))
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("fresh_compiler")

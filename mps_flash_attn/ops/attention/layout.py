@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UnsupportedError
+from .. import vmap
 
 __all__ = ["batch_operator", "fold", "with_rank"]
 
@@ -102,12 +103,9 @@ def batch_operator(
     """
     if any(dim is not None for n, dim in enumerate(in_dims) if n not in batched):
         raise UnsupportedError("rotary or dropout differs between the calls of a vmap; accepted is what they share")
-    first = args[0].shape
-    batch = first[0] if in_dims[0] is None else first[0 if in_dims[0] > 0 else 1]
+    mapped = {n: vmap.lead(args[n], in_dims[n], size) for n in batched if n < len(args) and args[n] is not None}
+    batch = mapped[0].shape[1]
     folded = list(args)
-    for n in batched:
-        if n < len(args) and args[n] is not None:
-            x, dim = args[n], in_dims[n]
-            x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-            folded[n] = x.expand(size, batch, *x.shape[2:]).flatten(0, 1)
+    for n, x in mapped.items():
+        folded[n] = x.expand(size, batch, *x.shape[2:]).flatten(0, 1)
     return tuple(x if x.dim() == 1 else x.unflatten(0, (size, batch)) for x in operator(*folded))

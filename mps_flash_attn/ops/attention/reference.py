@@ -7,15 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Scoring", "attention_backward", "attention_forward", "causal_mask", "dropped", "philox", "scores"]
-
-
-def causal_mask(lq: int, lk: int, *, bottom_right: bool, device: torch.device | None = None) -> Tensor:
-    """Boolean ``[lq, lk]`` matrix, true where query ``i`` may see key ``j``.
-
-    Top-left: ``j <= i``. Bottom-right: ``j <= i + lk - lq``.
-    """
-    return torch.ones(lq, lk, dtype=torch.bool, device=device).tril(lk - lq if bottom_right else 0)
+__all__ = ["Scoring", "attention_backward", "attention_forward", "dropped", "philox", "scores"]
 
 
 @dataclass(frozen=True)
