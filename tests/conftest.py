@@ -95,3 +95,11 @@ def _runtime(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     base.for_device.cache_clear()
     calls.forget()
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No graphs of other tests, and none left for them."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,13 +57,6 @@ MASKS: dict[str, Callable[[], Tensor | None]] = {
     "boolean": lambda: torch.rand(1, 1, 5, 6) > 0.3,
     "additive": lambda: torch.randn(1, 4, 1, 6),
 }
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

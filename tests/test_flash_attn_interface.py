@@ -95,12 +95,11 @@ def test_dropout_is_pytorchs_to_repeat(seed: int) -> None:
     assert not torch.equal(results[0], flash_attn_qkvpacked_func(qkv))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_without_graph_breaks(seed: int) -> None:
-    torch.compiler.reset()
     compiled = torch.compile(flash_attn_qkvpacked_func, fullgraph=True, backend="aot_eager")
     qkv = torch.randn(2, 9, 3, 4, 8)
     assert torch.equal(compiled(qkv, causal=True), flash_attn_qkvpacked_func(qkv, causal=True))  # type: ignore[arg-type]
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(

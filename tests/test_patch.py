@@ -573,13 +573,6 @@ def test_toggling_under_calls_of_other_threads() -> None:
 # --- torch.compile and torch.export ---
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-import torch
 
 from mps_flash_attn import folders, launch, tune
 from mps_flash_attn.ops import calls
@@ -25,14 +24,6 @@ def own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     calls.forget()
     yield
     calls.forget()
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """No graphs of other tests, and none left for them."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.fixture
