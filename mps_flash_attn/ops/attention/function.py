@@ -235,6 +235,19 @@ class Modifiers(NamedTuple):
         )
 
 
+_NO_MODIFIERS = Modifiers()
+
+
+def _read(
+    modifiers: tuple[Any, ...], query: Tensor, key: Tensor, scale: float, causal: int
+) -> tuple[Modifiers, Options]:
+    """An operator's last arguments by name, and its options; PyTorch leaves out those that have their defaults."""
+    if not modifiers:
+        return _NO_MODIFIERS, Options(scale, causal)
+    named = Modifiers(*modifiers)
+    return named, named.options(query, key, scale, causal)
+
+
 _MODIFIERS = (
     "Tensor? cos=None, Tensor? sin=None, bool interleaved=False, SymInt query_position=0, "
     "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? seed=None, float dropout_p=0.0, float softcap=0.0, "
@@ -322,8 +335,7 @@ def attention_forward(
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
         UnsupportedError: a problem that no plan serves.
     """
-    named = Modifiers(*modifiers)
-    options = named.options(query, key, scale, causal)
+    named, options = _read(modifiers, query, key, scale, causal)
     mask = None if attn_mask is None else geometry(attn_mask)
     problem = (geometry(query), geometry(key), geometry(value), mask, options)
     call = _forward_calls.prepared(problem, _prepare_forward, query, key, value, attn_mask, options)
@@ -385,8 +397,7 @@ def attention_backward(
         raise ValueError(f"grad_lse is {grad_lse.dtype} of shape {tuple(grad_lse.shape)}; accepted: that of lse")
     if mask_gradient and (attn_mask is None or attn_mask.dtype == torch.bool):
         raise ValueError("mask_gradient is True; accepted: False, or an additive attn_mask")
-    named = Modifiers(*modifiers)
-    options = named.options(query, key, scale, causal)
+    named, options = _read(modifiers, query, key, scale, causal)
     if grad_out.stride(3) != 1:
         grad_out = grad_out.contiguous()
     lse, grad_lse = lse.contiguous(), None if grad_lse is None else grad_lse.contiguous()
