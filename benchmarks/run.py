@@ -32,7 +32,8 @@ Attention is measured beside PyTorch's scaled_dot_product_attention and the text
   --memory     peak memory beyond the inputs, against the length; one fresh process a point; draws a plot
   --counters   what the kernels do in the simulator: matrix products, exponentials, barriers, bytes moved; beside
                PyTorch's own Metal kernel, taken from the installed PyTorch and executed by the same simulator
-  --overhead   cost in Python of a call, with the launch itself switched off, beside an empty custom operator
+  --overhead   cost in Python of a call, with the launch itself switched off, beside an empty custom operator; and of
+               a call with a number of keys that is new, which has to be planned, beside the same call once more
 
 On --device cuda the default mode times forward and backward apart, with the device's events, beside each of PyTorch's
 backends, and --plot draws what --json has gathered.

@@ -51,7 +51,7 @@ def address(tensor: Tensor) -> int:
 
 def alignment(tensor: Tensor, *steps: int) -> int:
     """The largest number of bytes, up to `CHUNK_BYTES`, that divides its address and these steps, in elements."""
-    return math.gcd(CHUNK_BYTES, address(tensor), *(step * tensor.element_size() for step in steps))
+    return math.gcd(CHUNK_BYTES, address(tensor), tensor.element_size() * math.gcd(*steps))
 
 
 def geometry(tensor: Tensor) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 def cache_folder(runtime: str) -> Path:
     """The folder of a runtime's compiled kernels."""
-    return folders.cache_root() / runtime
+    return folders.cache_path(runtime)
 
 
 def content_key(*parts: str) -> str:

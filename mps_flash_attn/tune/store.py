@@ -82,7 +82,7 @@ def device_name(device_type: str) -> str:
 
 def path() -> Path:
     """The file; it need not exist."""
-    return folders.cache_root() / "tilings.json"
+    return folders.cache_path("tilings.json")
 
 
 def read() -> dict[Key, Choice]:
@@ -181,11 +181,12 @@ def warn_once(text: str) -> None:
 
 def _current() -> dict[Key, Choice]:
     """What `read` gives, read again when the file has changed."""
+    file = path()
     try:
-        status = path().stat()
+        status = file.stat()
     except OSError:
         return {}
-    return _as_of(path(), status.st_mtime_ns, status.st_size, status.st_ino)
+    return _as_of(file, status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 @functools.lru_cache(maxsize=4)
