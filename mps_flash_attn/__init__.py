@@ -13,7 +13,7 @@ from .errors import (
     MPSFlashAttnError,
     UnsupportedError,
 )
-from .functional import flash_attention
+from .functional import QuantizedKV, flash_attention, quantize_kv
 from .patch import DeviceStats, Stats, patch, patched, reset_stats, stats, unpatch
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "KernelCompileError",
     "KernelLaunchError",
     "MPSFlashAttnError",
+    "QuantizedKV",
     "Stats",
     "UnsupportedError",
     "__version__",
@@ -32,6 +33,7 @@ __all__ = [
     "nn",
     "patch",
     "patched",
+    "quantize_kv",
     "reset_stats",
     "stats",
     "unpatch",

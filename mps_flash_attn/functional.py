@@ -9,11 +9,13 @@ from .ops.embedding.api import embedding
 from .ops.gemm.api import linear, matmul
 from .ops.merge.api import merge_attention
 from .ops.norm.api import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .ops.quantize.api import QuantizedKV, quantize_kv
 from .ops.reduction.api import amax, sum  # noqa: A004
 from .ops.rope.api import rope, rope_tables
 from .ops.softmax.api import log_softmax, softmax
 
 __all__ = [
+    "QuantizedKV",
     "Rotary",
     "add",
     "add_layer_norm",
@@ -30,6 +32,7 @@ __all__ = [
     "matmul",
     "merge_attention",
     "mul",
+    "quantize_kv",
     "relu",
     "relu_squared",
     "relu_squared_glu",

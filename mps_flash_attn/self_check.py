@@ -26,7 +26,7 @@ class Expected:
     Attributes:
         name: of the output.
         reference: in float64.
-        pytorch: as PyTorch computes it, in the output's dtype, which may be one of integers other than -1.
+        pytorch: as PyTorch computes it, in the output's dtype; integers must leave one of their dtype's values out.
     """
 
     name: str
@@ -76,7 +76,7 @@ class SelfCheck:
     outputs: tuple[Expected, ...]
 
     def measure(self, runtime: Runtime, device: str) -> Measured:
-        """Runs the kernel on outputs full of NaN, or of -1, so that an element never written counts as wrong.
+        """Runs the kernel on outputs that hold what no result does, so that an element never written counts as wrong.
 
         Raises:
             MPSFlashAttnError: the kernel could not be compiled or launched.
@@ -103,7 +103,7 @@ def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], 
     results = call()
     _wait(device)
     prepare_ms = 1e3 * (time.perf_counter() - start)
-    found = [_written(x.detach().cpu()) for x in results]
+    found = [_written(x.detach().cpu(), output.pytorch) for x, output in zip(results, expected, strict=True)]
     times = []
     for _ in range(_TIMED_CALLS):
         start = time.perf_counter()
@@ -124,13 +124,21 @@ def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], 
 
 
 def _unwritten(like: Tensor, device: str) -> Tensor:
-    """What an output holds before a launch: NaN, and -1 where integers have none."""
-    return torch.full_like(like, torch.nan if like.dtype.is_floating_point else -1, device=device)
+    """What an output holds before a launch."""
+    return torch.full_like(like, _foreign(like), device=device)
 
 
-def _written(output: Tensor) -> Tensor:
+def _written(output: Tensor, like: Tensor) -> Tensor:
     """The output with NaN wherever it was never written."""
-    return output if output.dtype.is_floating_point else output.double().masked_fill(output == -1, torch.nan)
+    return output if like.dtype.is_floating_point else output.double().masked_fill(output == _foreign(like), torch.nan)
+
+
+def _foreign(like: Tensor) -> float:
+    """A value that is nowhere in a tensor: NaN, or where integers have none the largest that is left."""
+    if like.dtype.is_floating_point:
+        return torch.nan
+    values, most = set(like.flatten().tolist()), torch.iinfo(like.dtype).max
+    return next(number for number in range(most, most - len(values) - 1, -1) if number not in values)
 
 
 def _wait(device: str) -> None:
