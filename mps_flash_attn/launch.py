@@ -31,6 +31,7 @@ __all__ = [
     "dry_run",
     "empty",
     "empty_like",
+    "poisoned",
 ]
 
 #: Threads of a simdgroup.
@@ -135,13 +136,16 @@ def dry_run() -> Iterator[None]:
 
 def empty_like(tensor: Tensor, runtime: Runtime, dtype: torch.dtype | None = None) -> Tensor:
     """``torch.empty_like``, filled with NaN while the runtime checks, so that an element never written is seen."""
-    output = torch.empty_like(tensor, dtype=dtype)
-    return output.fill_(torch.nan) if runtime.is_checking() else output
+    return poisoned(torch.empty_like(tensor, dtype=dtype), runtime)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, runtime: Runtime) -> Tensor:
     """``torch.empty``, filled with NaN while the runtime checks."""
-    output = torch.empty(shape, dtype=dtype, device=device)
+    return poisoned(torch.empty(shape, dtype=dtype, device=device), runtime)
+
+
+def poisoned(output: Tensor, runtime: Runtime) -> Tensor:
+    """The output, filled with NaN while the runtime checks."""
     return output.fill_(torch.nan) if runtime.is_checking() else output
 
 

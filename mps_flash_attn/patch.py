@@ -43,11 +43,11 @@ def patch(devices: Iterable[str] = ("mps",)) -> None:
     """Accelerates ``scaled_dot_product_attention`` for tensors on these devices, in the whole process.
 
     Callers keep PyTorch's meaning: a call gives what PyTorch gives, up to rounding, or is passed on to PyTorch. Passed
-    on are a mask together with ``is_causal`` (PyTorch's own answer to that pair depends on the device), a value head
-    size other than the query's, head sizes over 256, sparse and nested tensors, tensor subclasses with their own
-    dispatch, forward-mode differentiation and ``torch.func`` gradients, arguments that PyTorch refuses, and code under
-    ``torch.nn.attention.sdpa_kernel`` without ``SDPBackend.FLASH_ATTENTION``. The
-    last is also the way out for one block of code, for example where second derivatives are needed.
+    on are a mask together with ``is_causal`` (PyTorch's own answer to that pair depends on the device), head sizes over
+    576, sparse and nested tensors, tensor subclasses with their own dispatch, forward-mode differentiation and
+    ``torch.func`` gradients, arguments that PyTorch refuses, and code under ``torch.nn.attention.sdpa_kernel`` without
+    ``SDPBackend.FLASH_ATTENTION``. The last is also the way out for one block of code, for example where second
+    derivatives are needed.
 
     Calling it again is harmless; devices add up. It takes effect for every thread. Functions compiled by
     ``torch.compile`` before the patch changed are compiled again at their next call (PyTorch's compiler is reset), so

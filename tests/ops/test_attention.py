@@ -98,6 +98,9 @@ def test_combinations(kind: str, seed: int) -> None:
 
 
 MODIFIED = {
+    "narrow-values": Case(77, 90, 192, batch=1, query_heads=4, key_heads=2, value_head_size=128, layout="transposed"),
+    "wide-values": Case(77, 90, 17, value_head_size=264, causal=Causal.BOTTOM_RIGHT, mask="additive-row"),
+    "latent": Case(20, 40, 576, batch=1, query_heads=4, key_heads=1, value_head_size=512, causal=Causal.BOTTOM_RIGHT),
     "window": Case(150, 150, 40, query_heads=4, window=(20, 9)),
     "window-causal": Case(77, 130, 40, causal=Causal.BOTTOM_RIGHT, window=(30, -1)),
     "window-right": Case(130, 77, 40, window=(-1, 3), bottom_right=True),
@@ -131,5 +134,5 @@ MODIFIED = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODIFIED)
-def test_modified_scores_and_weights(name: str, dtype: torch.dtype, seed: int) -> None:
+def test_modified_shapes_scores_and_weights(name: str, dtype: torch.dtype, seed: int) -> None:
     check(MODIFIED[name], dtype)

@@ -303,16 +303,20 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "key has head size 4 and query 8; accepted is one head size",
     ),
-    "value head size": ({"value": make(2, 4, 7, 4)}, UnsupportedError, "value has head size 4 and query 8"),
+    "value head size": (
+        {"value": make(2, 4, 7, 577)},
+        UnsupportedError,
+        "value has head size 577; accepted are 1 to 576",
+    ),
     "head size 0": (
         dict.fromkeys(("query", "key", "value"), make(2, 4, 7, 0)),
         UnsupportedError,
-        "query has head size 0; accepted are 1 to 256",
+        "query has head size 0; accepted are 1 to 576",
     ),
-    "head size 257": (
-        dict.fromkeys(("query", "key", "value"), make(2, 4, 7, 257)),
+    "head size 577": (
+        dict.fromkeys(("query", "key", "value"), make(2, 4, 7, 577)),
         UnsupportedError,
-        "query has head size 257; accepted are 1 to 256",
+        "query has head size 577; accepted are 1 to 576",
     ),
     "lengths": ({"value": make(2, 4, 6, D)}, ValueError, "value has length 6 and key 7; accepted is one length"),
     "batches": (

@@ -27,7 +27,7 @@ def run(case: Case, dtype: torch.dtype) -> None:
         Case(70, 50, 40, batch=1, query_heads=2, key_heads=1, causal=Causal.TOP_LEFT),
         Case(50, 70, 40, batch=1, causal=Causal.BOTTOM_RIGHT, layout="sliced", mask="boolean"),
         Case(33, 65, 40, batch=1, query_heads=2, key_heads=1, layout="transposed", mask="additive"),
-        Case(20, 36, 256, batch=1, query_heads=1, key_heads=1),
+        Case(20, 36, 288, batch=1, query_heads=1, key_heads=1, value_head_size=264),
     ],
     ids=lambda case: f"{case.queries}x{case.keys}x{case.head_size}-{case.layout}-{case.mask}",
 )

@@ -42,6 +42,7 @@ def test_causal_skips_nearly_half_the_products(seed: int) -> None:
         Case(90, 40, 17, batch=1, mask="additive"),
         Case(300, 333, 64, batch=1, query_heads=2, key_heads=1, window=(40, 20), mask="additive-row"),
         Case(64, 64, 256, batch=1, query_heads=1, key_heads=1),
+        Case(70, 64, 320, batch=1, query_heads=1, key_heads=1, value_head_size=40),
     ],
     ids=lambda case: f"{case.queries}x{case.keys}x{case.head_size}-{case.mask}",
 )

@@ -112,6 +112,18 @@ def test_right_results_no_finding_and_the_bytes_that_the_plan_predicts(kernel: p
         assert_traffic(kernel, variant.inputs(150, 130, 1, 1), tiling)
 
 
+@pytest.mark.parametrize("staged", [True, False])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_threadgroups_share_out_columns(kernel: plan.Kernel, staged: bool, seed: int) -> None:
+    """In more blocks than the narrower of the two matrices has tiles."""
+    tiling = plan.Tiling(16, 2, 1, plan.Hold.NOWHERE, stage_values=staged, staged=staged, column_blocks=3)
+    for queries, keys in ((150, 130), (40, 7)):
+        inputs = Case(queries, keys, 72, value_head_size=17, causal=Causal.BOTTOM_RIGHT).inputs(torch.float32)
+        assert_right(kernel, inputs, tiling, f"{queries} queries, {keys} keys")
+        if keys > queries / 2:
+            assert_traffic(kernel, inputs, tiling)
+
+
 def assert_right(kernel: plan.Kernel, inputs: Inputs, tiling: plan.Tiling, what: str) -> None:
     with simulator.check():
         outputs = run(kernel, inputs, tiling)

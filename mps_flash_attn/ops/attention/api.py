@@ -109,15 +109,16 @@ def flash_attention(
     each row, as in FlashAttention-2 (Dao 2023, arXiv:2307.08691). Nothing of size ``Lq x Lk`` is allocated, forward or
     backward, but for the gradient of a mask that has this size itself.
 
-    Sizes: ``Hq`` query heads, ``Hkv`` key and value heads, lengths ``Lq`` and ``Lk``, head size ``D``; ``...`` is any
-    number of batch dimensions, none included. Batch dimensions broadcast.
+    Sizes: ``Hq`` query heads, ``Hkv`` key and value heads, lengths ``Lq`` and ``Lk``, head size ``D`` of
+    queries and keys and ``Dv`` of values; ``...`` is any number of batch dimensions, none included. Batch dimensions
+    broadcast.
 
     Args:
         query: ``[..., Hq, Lq, D]``, or ``[..., Lq, D]`` with fewer than four dimensions. float32, float16, bfloat16,
-            or float64 on the simulator; ``1 <= D <= 256``. Any strides: only a tensor whose last dimension is strided
+            or float64 on the simulator; ``1 <= D <= 576``. Any strides: only a tensor whose last dimension is strided
             is copied.
         key: ``[..., Hkv, Lk, D]`` with the dtype and device of `query`.
-        value: ``[..., Hkv, Lk, D]`` with the dtype and device of `query`.
+        value: ``[..., Hkv, Lk, Dv]`` with the dtype and device of `query`; ``1 <= Dv <= 576``.
         attn_mask: broadcasts to ``[..., Hq, Lq, Lk]``, any strides. Boolean (true: the key takes part) or floating
             point of any dtype (added to the scaled scores). It is read in place. Its gradient has its shape: it is
             summed over what the mask is broadcast over. A :class:`torch.nn.attention.bias.CausalBias` stands for
@@ -145,16 +146,16 @@ def flash_attention(
         return_lse: also returns the log-sum-exp of every row of scores.
 
     Returns:
-        ``[..., Hq, Lq, D]`` in the dtype of `query` and, with `return_lse`, the natural logarithm of each row's sum of
+        ``[..., Hq, Lq, Dv]`` in the dtype of `query` and, with `return_lse`, the natural logarithm of each row's sum of
         exponentials, ``[..., Hq, Lq]``, float32 (float64 for float64). Both are differentiable, once; no gradient
         flows through a log-sum-exp of ``-inf``.
 
     Raises:
         TypeError: an argument has the wrong type, or a tensor a dtype that attention has no meaning for.
         ValueError: shapes, devices or values that contradict each other.
-        UnsupportedError: a well-formed problem outside what is implemented: ``D > 256``, a value head size other than
-            ``D``, slopes that require grad, sparse or nested tensors, forward-mode differentiation, ``torch.func``
-            gradients. It is a ``ValueError``.
+        UnsupportedError: a well-formed problem outside what is implemented: ``D`` or ``Dv`` over 576, slopes that
+            require grad, sparse or nested tensors, forward-mode differentiation, ``torch.func`` gradients. It is a
+            ``ValueError``.
 
     Numerics:
         Sums are accumulated in float32 (float64 for float64). Compared with a float64 reference, the error is at most

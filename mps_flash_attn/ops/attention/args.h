@@ -21,7 +21,8 @@ struct alignas(8) AttentionArgs {
     long group;                    // Hq / Hkv: query heads that share a key head
     long queries;                  // Lq
     long keys;                     // Lk
-    long head_size;                // D, at most BD
+    long head_size;                // D, of queries and keys
+    long value_head_size;          // Dv, of values and outputs
     long causal_offset;            // the last key that query i sees is i + causal_offset
     long window_offset;            // the first one is i + window_offset
     long diagonal;                 // query i stands at key i + diagonal

@@ -99,7 +99,7 @@ def is_direct(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bo
         and (heads == kv_heads or (enable_gqa and heads % kv_heads == 0))
         and head_size == kv_shape[3]
         and 0 < head_size <= MAX_HEAD_SIZE
-        and kv_shape == value.shape
+        and (kv_shape == value.shape or (kv_shape[:3] == value.shape[:3] and 0 < value.shape[3] <= MAX_HEAD_SIZE))
         and device == key.device
         and device == value.device
         and query.layout is key.layout is value.layout is torch.strided
@@ -177,14 +177,10 @@ def _refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
             "head sizes of query and key differ",
             ValueError(f"key has head size {key.shape[-1]} and query {head_size}; accepted is one head size"),
         )
-    if value.shape[-1] != head_size:
-        return Refusal(
-            "value head size differs",
-            UnsupportedError(f"value has head size {value.shape[-1]} and query {head_size}; accepted is one head size"),
-        )
-    if not 0 < head_size <= MAX_HEAD_SIZE:
-        reason = f"head size over {MAX_HEAD_SIZE}" if head_size > 0 else "head size 0"
-        return Refusal(reason, UnsupportedError(f"query has head size {head_size}; accepted are 1 to {MAX_HEAD_SIZE}"))
+    for name, size in (("query", head_size), ("value", value.shape[-1])):
+        if not 0 < size <= MAX_HEAD_SIZE:
+            reason = f"head size over {MAX_HEAD_SIZE}" if size > 0 else "head size 0"
+            return Refusal(reason, UnsupportedError(f"{name} has head size {size}; accepted are 1 to {MAX_HEAD_SIZE}"))
     if key.shape[-2] != value.shape[-2]:
         return Refusal(
             "lengths of key and value differ",

@@ -15,7 +15,7 @@ kernel void attention_backward_delta(const device element* o [[buffer(0)]], cons
     d_o += matrix_offset(args.do_stride, batch, head) + i * args.do_stride[2];
 
     accum sum = 0;
-    for (int d = lane; d < args.head_size; d += 32) sum += accum(o[d]) * accum(d_o[d]);
+    for (int d = lane; d < args.value_head_size; d += 32) sum += accum(o[d]) * accum(d_o[d]);
     sum = simd_sum(sum);
 
     const long row = (batch * args.query_heads + head) * args.queries + i;

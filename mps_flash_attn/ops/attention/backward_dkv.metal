@@ -2,9 +2,9 @@
 // (arXiv:2307.08691), algorithm 2, its key side. Everything is transposed: rows of a tile are keys.
 //
 // A threadgroup takes BK keys of one key head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BQ queries of
-// each query head in turn, so no two threadgroups add to the same gradient. Grid: (ceil(Lk / BK), Hkv, B) threadgroups
-// of THREADS threads. Define: STAGE_VALUES, 1 when the queries' lse and delta are staged beside the tiles, where memory
-// has room for them.
+// each query head in turn, so no two threadgroups add to the same gradient. Grid: (C ceil(Lk / BK), Hkv, B)
+// threadgroups of THREADS threads, C = COLUMN_BLOCKS of which share out the columns of both gradients. Define:
+// STAGE_VALUES, 1 when the queries' lse and delta are staged beside the tiles, where memory has room for them.
 #include "msl/copy.h"
 #include "msl/mask.h"
 #include "msl/softcap.h"
@@ -35,36 +35,38 @@ kernel void attention_backward_dkv(
 #endif
 
     const uint3 block = unswizzled(place);
-    const int batch = block.z, key_head = block.y, D = args.head_size;
-    const int block_row = block.x * BK, j0 = block_row + simdgroup * OWN_ROWS;
+    const int batch = block.z, key_head = block.y, D = args.head_size, DV = args.value_head_size;
+    const int column_block = block.x % COLUMN_BLOCKS, block_row = block.x / COLUMN_BLOCKS * BK;
+    const int j0 = block_row + simdgroup * OWN_ROWS;
     const int rows = args.keys - j0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
     const long k_stride = args.k_stride[2], v_stride = args.v_stride[2];
     k += matrix_offset(args.k_stride, batch, key_head);
     v += matrix_offset(args.v_stride, batch, key_head);
 
     const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
-    Rows k_rows, v_rows;
+    Rows<BD> k_rows;
+    Rows<BV> v_rows;
 #if HOLD == HOLD_STAGED
     threadgroup chunk k_tile[staged_chunks<BK, BD>()];
-    threadgroup chunk v_tile[staged_chunks<BK, BD>()];
+    threadgroup chunk v_tile[staged_chunks<BK, BV>()];
     const int block_rows = args.keys - block_row;
     stage<BK, BD, THREADS>(k_tile, k + block_row * k_stride, k_stride, block_rows, D, of_keys.from(block_row),
                            thread_index);
-    stage<BK, BD, THREADS>(v_tile, v + block_row * v_stride, v_stride, block_rows, D, thread_index);
+    stage<BK, BV, THREADS>(v_tile, v + block_row * v_stride, v_stride, block_rows, DV, thread_index);
     k_rows.start(k_tile, simdgroup);
     v_rows.start(v_tile, simdgroup);
 #else
     k_rows.start(k + j0 * k_stride, k_stride, rows, D, of_keys.from(j0), lane);
-    v_rows.start(v + j0 * v_stride, v_stride, rows, D, not_turned(), lane);
+    v_rows.start(v + j0 * v_stride, v_stride, rows, DV, not_turned(), lane);
 #endif
-    TileC dk_acc[ROW_TILES][BD / TILE], dv_acc[ROW_TILES][BD / TILE];
+    TileC dk_acc[ROW_TILES][SUM_D / TILE], dv_acc[ROW_TILES][SUM_V / TILE];
     clear(dk_acc);
     clear(dv_acc);
 
     const int queries = args.queries;
     BlockPair<BQ> pair = {tiles,
                           {q, args.q_stride[2], queries, D, of_queries},
-                          {d_o, args.do_stride[2], queries, D, not_turned()},
+                          {d_o, args.do_stride[2], queries, DV, not_turned()},
                           thread_index,
                           lane,
                           0};
@@ -113,8 +115,8 @@ kernel void attention_backward_dkv(
             }
             dropped.apply(s);
             cap.take_back(dp);
-            add_product(dv_acc, s, pair.second_at(i0));  // dV += P^T dO
-            add_product(dk_acc, dp, pair.first_at(i0));  // dK += dS^T Q
+            add_product(dv_acc, s, pair.second_at(i0), column_block * SUM_V / TILE);  // dV += P^T dO
+            add_product(dk_acc, dp, pair.first_at(i0), column_block * SUM_D / TILE);  // dK += dS^T Q
         }
     }
 
@@ -123,8 +125,9 @@ kernel void attention_backward_dkv(
         scale[r] = rows_t(args.scale);
         one[r] = rows_t(1);
     }
-    dk += matrix_offset(args.dk_stride, batch, key_head) + j0 * args.dk_stride[2];
-    dv += matrix_offset(args.dv_stride, batch, key_head) + j0 * args.dv_stride[2];
-    store(dk_acc, scale, dk, args.dk_stride[2], rows, D, lane);
-    store(dv_acc, one, dv, args.dv_stride[2], rows, D, lane);
+    const int dk_column = column_block * SUM_D, dv_column = column_block * SUM_V;
+    dk += matrix_offset(args.dk_stride, batch, key_head) + j0 * args.dk_stride[2] + dk_column;
+    dv += matrix_offset(args.dv_stride, batch, key_head) + j0 * args.dv_stride[2] + dv_column;
+    store(dk_acc, scale, dk, args.dk_stride[2], rows, D - dk_column, lane);
+    store(dv_acc, one, dv, args.dv_stride[2], rows, DV - dv_column, lane);
 }

@@ -26,7 +26,7 @@ kernel void attention_backward_dmask(
     ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
     threadgroup chunk tiles[tiles_or_sums()];
 
-    const int D = args.head_size, queries = args.queries, keys = args.keys;
+    const int D = args.head_size, DV = args.value_head_size, queries = args.queries, keys = args.keys;
     const int mask_heads = args.mask_size[1], mask_batch = block.z / mask_heads, mask_head = block.z % mask_heads;
     const Range batches = sharing(mask_batch, args.mask_size[0], args.batches);
     const Range heads = sharing(mask_head, mask_heads, args.query_heads);
@@ -35,7 +35,7 @@ kernel void attention_backward_dmask(
     const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
     BlockPair<BK> pair = {tiles,
                           {k, args.k_stride[2], keys, D, of_keys},
-                          {v, args.v_stride[2], keys, D, not_turned()},
+                          {v, args.v_stride[2], keys, DV, not_turned()},
                           thread_index,
                           lane,
                           0};
@@ -52,11 +52,12 @@ kernel void attention_backward_dmask(
             for (int block_row = rows.begin; block_row < rows.end; block_row += BQ) {
                 const int i0 = block_row + simdgroup * OWN_ROWS, own = queries - i0;
                 const long first_row = (batch * args.query_heads + head) * args.queries + i0;
-                Rows q_rows, do_rows;
+                Rows<BD> q_rows;
+                Rows<BV> do_rows;
                 q_rows.start(q + matrix_offset(args.q_stride, batch, head) + i0 * args.q_stride[2], args.q_stride[2],
                              own, D, of_queries.from(i0), lane);
                 do_rows.start(d_o + matrix_offset(args.do_stride, batch, head) + i0 * args.do_stride[2],
-                              args.do_stride[2], own, D, not_turned(), lane);
+                              args.do_stride[2], own, DV, not_turned(), lane);
                 const int end = min(columns.end, mask.visible_keys(block_row + BQ - 1));
                 const int begin = max(columns.begin, mask.first_key(block_row) / BK * BK);
                 for (int j0 = begin; j0 < end; j0 += BK) {

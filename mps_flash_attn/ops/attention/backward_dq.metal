@@ -2,7 +2,7 @@
 // algorithm 2, its query side.
 //
 // A threadgroup takes BQ queries of one head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BK keys.
-// Grid: (ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads.
+// Grid: (C ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads, C = COLUMN_BLOCKS of which share out the columns.
 #include "msl/copy.h"
 #include "msl/mask.h"
 #include "msl/softcap.h"
@@ -29,10 +29,12 @@ kernel void attention_backward_dq(
 #endif
 
     const uint3 block = unswizzled(place), blocks = unswizzled(grid);
-    const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
+    const int batch = block.z, head = block.y, key_head = head / args.group;
+    const int D = args.head_size, DV = args.value_head_size;
     const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
     const Dropout dropout = dropout_of(args, seed, batch, head);
-    const int block_row = (blocks.x - 1 - block.x) * BQ;  // causal blocks with most keys start first
+    const int number = blocks.x - 1 - block.x;  // causal blocks with most keys start first
+    const int first_column = number % COLUMN_BLOCKS * SUM_D, block_row = number / COLUMN_BLOCKS * BQ;
     const int i0 = block_row + simdgroup * OWN_ROWS;
     const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
     const int block_keys = mask.visible_keys(block_row + BQ - 1);
@@ -43,19 +45,20 @@ kernel void attention_backward_dq(
     d_o += matrix_offset(args.do_stride, batch, head);
 
     const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
-    Rows q_rows, do_rows;
+    Rows<BD> q_rows;
+    Rows<BV> do_rows;
 #if HOLD == HOLD_STAGED
     threadgroup chunk q_tile[staged_chunks<BQ, BD>()];
-    threadgroup chunk do_tile[staged_chunks<BQ, BD>()];
+    threadgroup chunk do_tile[staged_chunks<BQ, BV>()];
     const int valid = mask.queries - block_row;
     stage<BQ, BD, THREADS>(q_tile, q + block_row * q_stride, q_stride, valid, D, of_queries.from(block_row),
                            thread_index);
-    stage<BQ, BD, THREADS>(do_tile, d_o + block_row * do_stride, do_stride, valid, D, thread_index);
+    stage<BQ, BV, THREADS>(do_tile, d_o + block_row * do_stride, do_stride, valid, DV, thread_index);
     q_rows.start(q_tile, simdgroup);
     do_rows.start(do_tile, simdgroup);
 #else
     q_rows.start(q + i0 * q_stride, q_stride, rows, D, of_queries.from(i0), lane);
-    do_rows.start(d_o + i0 * do_stride, do_stride, rows, D, not_turned(), lane);
+    do_rows.start(d_o + i0 * do_stride, do_stride, rows, DV, not_turned(), lane);
 #endif
     const long first_row = (batch * args.query_heads + head) * args.queries + i0;
     rows_t lse_rows[ROW_TILES], delta_rows[ROW_TILES];
@@ -63,14 +66,14 @@ kernel void attention_backward_dq(
         lse_rows[r] = load_rows(lse + first_row + r * TILE, rows - r * TILE, lane);
         delta_rows[r] = load_rows(delta + first_row + r * TILE, rows - r * TILE, lane);
     }
-    TileC acc[ROW_TILES][BD / TILE];
+    TileC acc[ROW_TILES][SUM_D / TILE];
     clear(acc);
 
     k += matrix_offset(args.k_stride, batch, key_head);
     v += matrix_offset(args.v_stride, batch, key_head);
     BlockPair<BK> pair = {tiles,
                           {k, args.k_stride[2], mask.keys, D, of_keys},
-                          {v, args.v_stride[2], mask.keys, D, not_turned()},
+                          {v, args.v_stride[2], mask.keys, DV, not_turned()},
                           thread_index,
                           lane,
                           0};
@@ -93,11 +96,11 @@ kernel void attention_backward_dq(
             for (short j = 0; j < BK / TILE; j++)
                 weights_and_gradient(s[r][j], dp[r][j], mask.unit, lse_rows[r], delta_rows[r]);  // dS = P (dP - delta)
         cap.take_back(dp);
-        add_product(acc, dp, pair.first_at(j0));  // dQ += dS K
+        add_product(acc, dp, pair.first_at(j0), first_column / TILE);  // dQ += dS K
     }
 
     rows_t scale[ROW_TILES];
     for (short r = 0; r < ROW_TILES; r++) scale[r] = rows_t(args.scale);
-    dq += matrix_offset(args.dq_stride, batch, head) + i0 * args.dq_stride[2];
-    store(acc, scale, dq, args.dq_stride[2], rows, D, lane);
+    dq += matrix_offset(args.dq_stride, batch, head) + i0 * args.dq_stride[2] + first_column;
+    store(acc, scale, dq, args.dq_stride[2], rows, D - first_column, lane);
 }

@@ -9,7 +9,8 @@
 #include "msl/tile.h"
 #include "ops/attention/rotary.h"
 
-// A block [N * 16][BD] as right operands; what lies outside the matrix is 0.
+// A block [N * 16][COLUMNS] as right operands; what lies outside the matrix is 0.
+template <short COLUMNS>
 struct Block {
 #if STAGED
     const threadgroup element* staged;
@@ -17,7 +18,7 @@ struct Block {
     // The tile of rows 16 n and columns 16 d, or with TRANSPOSED its transpose.
     template <bool TRANSPOSED>
     void load(thread TileB<element>& b, short n, short d) const thread {
-        constexpr short LD = staged_stride<BD>();
+        constexpr short LD = staged_stride<COLUMNS>();
         const threadgroup element* tile = staged + n * TILE * LD + d * TILE;
         if (TRANSPOSED)
             load_bt<LD>(b, tile);
@@ -47,7 +48,8 @@ struct Block {
 #endif
 };
 
-// A matrix of one head as blocks.
+// A matrix of one head as blocks of all its columns, or of COLUMNS of them.
+template <short COLUMNS>
 struct Blocks {
     const device element* source;
     long row_stride;
@@ -58,16 +60,16 @@ struct Blocks {
     template <short ROWS>
     void stage_at(int row, threadgroup chunk* tile, ushort thread_index) const thread {
 #if STAGED
-        stage<ROWS, BD, THREADS>(tile, source + row * row_stride, row_stride, rows - row, columns, rotary.from(row),
-                                 thread_index);
+        stage<ROWS, COLUMNS, THREADS>(tile, source + row * row_stride, row_stride, rows - row, columns,
+                                      rotary.from(row), thread_index);
 #endif
     }
     // The block from `row` on, which is in the tile where blocks are staged.
-    Block at(int row, const threadgroup chunk* tile, ushort lane) const thread {
+    Block<COLUMNS> at(int row, const threadgroup chunk* tile, ushort lane) const thread {
 #if STAGED
-        return Block{(const threadgroup element*)tile};
+        return Block<COLUMNS>{(const threadgroup element*)tile};
 #else
-        return Block{source + row * row_stride, row_stride, rows - row, columns, rotary.from(row), lane};
+        return Block<COLUMNS>{source + row * row_stride, row_stride, rows - row, columns, rotary.from(row), lane};
 #endif
     }
 };

@@ -9,13 +9,14 @@
 
 template <short ROWS>
 constexpr short pair_chunks() {
-    return BUFFERS * 2 * staged_chunks<ROWS, BD>();
+    return BUFFERS * (staged_chunks<ROWS, BD>() + staged_chunks<ROWS, BV>());
 }
 
 template <short ROWS>
 struct BlockPair {
-    threadgroup chunk* tiles;  // [BUFFERS][2][ROWS][BD], where blocks are staged
-    Blocks first, second;
+    threadgroup chunk* tiles;  // [BUFFERS], of a block [ROWS][BD] and one [ROWS][BV], where blocks are staged
+    Blocks<BD> first;
+    Blocks<BV> second;
     ushort thread_index, lane;
     short upcoming;  // the buffer of the block that is copied next
 
@@ -43,12 +44,14 @@ struct BlockPair {
     // The buffer of the block that `wait` waited for.
     short current() const thread { return BUFFERS == 2 ? 1 - upcoming : 0; }
     // The blocks from `row` on, for which `wait` waited.
-    Block first_at(int row) const thread { return first.at(row, tile(current() * 2), lane); }
-    Block second_at(int row) const thread { return second.at(row, tile(current() * 2 + 1), lane); }
+    Block<BD> first_at(int row) const thread { return first.at(row, first_tile(current()), lane); }
+    Block<BV> second_at(int row) const thread { return second.at(row, second_tile(current()), lane); }
 
-    threadgroup chunk* tile(short n) const thread { return tiles + n * staged_chunks<ROWS, BD>(); }
+    // The tiles of buffer n.
+    threadgroup chunk* first_tile(short n) const thread { return tiles + n * (pair_chunks<ROWS>() / BUFFERS); }
+    threadgroup chunk* second_tile(short n) const thread { return first_tile(n) + staged_chunks<ROWS, BD>(); }
     void copy(int row) thread {
-        first.stage_at<ROWS>(row, tile(upcoming * 2), thread_index);
-        second.stage_at<ROWS>(row, tile(upcoming * 2 + 1), thread_index);
+        first.template stage_at<ROWS>(row, first_tile(upcoming), thread_index);
+        second.template stage_at<ROWS>(row, second_tile(upcoming), thread_index);
     }
 };

@@ -85,7 +85,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Case:
-    """One problem; sizes as in the kernels: ``query [B, Hq, Lq, D]``, ``key`` and ``value [B, Hkv, Lk, D]``."""
+    """One problem; sizes as in the kernels: ``query [B, Hq, Lq, D]``, ``key`` and ``value [B, Hkv, Lk, D or Dv]``."""
 
     queries: int
     keys: int
@@ -105,16 +105,17 @@ class Case:
     alibi: bool = False
     sinks: bool = False
     dropout_p: float = 0.0
+    value_head_size: int | None = None
 
     def inputs(self, dtype: torch.dtype, device: str = "cpu") -> Inputs:
         """Random tensors from PyTorch's generator: standard normal values, and about a quarter of the keys masked."""
         query, key, value, grad_out = (
-            self._tensor(heads, length, dtype, device)
-            for heads, length in (
-                (self.query_heads, self.queries),
-                (self.key_heads, self.keys),
-                (self.key_heads, self.keys),
-                (self.query_heads, self.queries),
+            self._tensor(heads, length, size, dtype, device)
+            for heads, length, size in (
+                (self.query_heads, self.queries, self.head_size),
+                (self.key_heads, self.keys, self.head_size),
+                (self.key_heads, self.keys, self.value_head_size or self.head_size),
+                (self.query_heads, self.queries, self.value_head_size or self.head_size),
             )
         )
         grad_lse = self.head_size**0.5 * torch.randn(query.shape[:3], device=device)  # about as large as dO V^T
@@ -149,8 +150,8 @@ class Case:
         cos, sin = rope_tables(rows, 2 * self.rotation.pairs, dtype=dtype, device=device)
         return modifiers._replace(cos=cos, sin=sin, interleaved=self.rotation.interleaved, query_position=position)
 
-    def _tensor(self, heads: int, length: int, dtype: torch.dtype, device: str) -> Tensor:
-        batch, size = self.batch, self.head_size
+    def _tensor(self, heads: int, length: int, size: int, dtype: torch.dtype, device: str) -> Tensor:
+        batch = self.batch
         if self.layout == "transposed":
             return torch.randn(batch, length, heads, size, device=device).to(dtype).transpose(1, 2)
         if self.layout == "sliced":
@@ -184,12 +185,12 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
     """
     capabilities = capabilities or Capabilities()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for head_size, aligned, mask, causal_offset, rotation, modified in (
-            (64, True, None, None, None, False),
-            (64, False, torch.bool, 0, None, True),
-            (80, True, dtype, None, plan.Rotation(32, interleaved=False, query_position=30), False),
-            (256, False, dtype, 0, None, False),
-            (17, False, torch.float32, None, plan.Rotation(8, interleaved=True, query_position=0), True),
+        for head_size, value_head_size, aligned, mask, causal_offset, rotation, modified in (
+            (64, 64, True, None, None, None, False),
+            (64, 64, False, torch.bool, 0, None, True),
+            (80, 80, True, dtype, None, plan.Rotation(32, interleaved=False, query_position=30), False),
+            (288, 256, False, dtype, 0, None, False),
+            (17, 33, False, torch.float32, None, plan.Rotation(8, interleaved=True, query_position=0), True),
         ):
             problem = plan.Problem(
                 dtype=dtype,
@@ -199,10 +200,11 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
                 queries=100,
                 keys=130,
                 head_size=head_size,
+                value_head_size=value_head_size,
                 scale=0.125,
                 causal_offset=causal_offset,
                 mask=None if mask is None else plan.MaskLayout(mask, (1, 1, 1, 1), (2, 1, 100 if aligned else 1, 130)),
-                layouts=(plan.Layout((4 * 100 * head_size, 100 * head_size, head_size), aligned=aligned),) * 8,
+                layouts=(plan.Layout((4 * 100 * 300, 100 * 300, 300), aligned=aligned),) * 8,
                 rotation=rotation,
                 window_offset=-40 if modified else None,
                 softcap=30.0 if modified else 0.0,

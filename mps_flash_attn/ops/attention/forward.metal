@@ -3,9 +3,10 @@
 //
 // A threadgroup takes BQ queries of one head, ROW_TILES * 16 to a simdgroup, and walks over blocks of BK keys. Where
 // they are staged, the copy of a block's values goes on while its scores are computed, that of the next block's keys
-// while its weights are applied. Grid: (S ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads: where queries are few,
-// S of them share out the keys, and each writes a result of its own, to be merged (Dao et al., Flash-Decoding, 2023).
-// Define: OUTPUT, what O holds: elements, or for parts, which are not rounded before they are merged, sums.
+// while its weights are applied. Grid: (C S ceil(Lq / BQ), Hq, B) threadgroups of THREADS threads: where queries are
+// few, S of them share out the keys, and each writes a result of its own, to be merged (Dao et al., Flash-Decoding,
+// 2023); where values are wide, C = COLUMN_BLOCKS of them share out their columns, SUM_V = BV to each. Define: OUTPUT,
+// what O holds: elements, or for parts, which are not rounded before they are merged, sums.
 #include "msl/copy.h"
 #include "msl/mask.h"
 #include "msl/softcap.h"
@@ -30,7 +31,7 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
                               ushort lane [[thread_index_in_simdgroup]]) {
 #if STAGED
     threadgroup chunk k_tile[staged_chunks<BK, BD>()];
-    threadgroup chunk v_tile[staged_chunks<BK, BD>()];
+    threadgroup chunk v_tile[staged_chunks<BK, BV>()];
 #else
     threadgroup chunk *const k_tile = nullptr, *const v_tile = nullptr;
 #endif
@@ -39,8 +40,10 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
     const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
     const Dropout dropout = dropout_of(args, seed, batch, head);
-    const int number = blocks.x - 1 - block.x, splits = args.splits;  // causal blocks with most keys start first
-    const int split = number % splits, block_row = number / splits * BQ;
+    const int number = blocks.x - 1 - block.x;  // causal blocks with most keys start first
+    const int first_column = number % COLUMN_BLOCKS * SUM_V, columns = args.value_head_size - first_column;
+    const int splits = args.splits, split = number / COLUMN_BLOCKS % splits;
+    const int block_row = number / COLUMN_BLOCKS / splits * BQ;
     const int i0 = block_row + simdgroup * OWN_ROWS;
     const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
     const int split_keys = args.split_keys, split_start = split * split_keys;
@@ -50,10 +53,10 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     const long q_stride = args.q_stride[2], k_stride = args.k_stride[2], v_stride = args.v_stride[2];
     q += matrix_offset(args.q_stride, batch, head);
     k += matrix_offset(args.k_stride, batch, key_head);
-    v += matrix_offset(args.v_stride, batch, key_head);
+    v += matrix_offset(args.v_stride, batch, key_head) + first_column;
 
     const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
-    Rows q_rows;
+    Rows<BD> q_rows;
 #if HOLD == HOLD_STAGED
     threadgroup chunk q_tile[staged_chunks<BQ, BD>()];
     stage<BQ, BD, THREADS>(q_tile, q + block_row * q_stride, q_stride, mask.queries - block_row, D,
@@ -65,40 +68,42 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     OnlineSoftmax softmax[ROW_TILES];
     const accum sink = SINKS && split == 0 ? sinks[batch * args.query_heads + head] : accum(-INFINITY);
     for (short r = 0; r < ROW_TILES; r++) softmax[r].start(mask.unit, sink, lane);
-    TileC acc[ROW_TILES][BD / TILE];
+    TileC acc[ROW_TILES][SUM_V / TILE];
     clear(acc);
 
-    const Blocks keys{k, k_stride, mask.keys, D, of_keys}, values{v, v_stride, mask.keys, D, not_turned()};
-    if (first < block_keys) keys.stage_at<BK>(first, k_tile, thread_index);
+    const Blocks<BD> keys{k, k_stride, mask.keys, D, of_keys};
+    const Blocks<BV> values{v, v_stride, mask.keys, columns, not_turned()};
+    if (first < block_keys) keys.template stage_at<BK>(first, k_tile, thread_index);
     for (int j0 = first; j0 < block_keys; j0 += BK) {
         TileC s[ROW_TILES][BK / TILE];
         finish_copies();
         if (STAGED) threadgroup_barrier(mem_flags::mem_threadgroup);  // the keys are there, the values before are used
-        values.stage_at<BK>(j0, v_tile, thread_index);
+        values.template stage_at<BK>(j0, v_tile, thread_index);
         const bool visible = j0 < own_keys && j0 + BK > own_first;
         if (visible) q_rows.times_transposed(s, keys.at(j0, k_tile, lane));  // S = Q K^T
 
         finish_copies();
         if (STAGED) threadgroup_barrier(mem_flags::mem_threadgroup);  // the values are there, the keys are used
-        if (j0 + BK < block_keys) keys.stage_at<BK>(j0 + BK, k_tile, thread_index);
+        if (j0 + BK < block_keys) keys.template stage_at<BK>(j0 + BK, k_tile, thread_index);
         if (!visible) continue;
         SoftCap<ROW_TILES, BK / TILE> cap;
         cap.apply(s, args.scale, args.softcap);
         if (mask.touches(i0, j0, OWN_ROWS, BK)) apply<false>(mask, s, i0, j0, lane);
         for (short r = 0; r < ROW_TILES; r++) {
             const rows_t factor = softmax[r].update(s[r]);  // P = exp(S - m)
-            for (short d = 0; d < BD / TILE; d++) scale_rows(acc[r][d], factor);
+            for (short d = 0; d < SUM_V / TILE; d++) scale_rows(acc[r][d], factor);
         }
         Dropped<false, ROW_TILES, BK / TILE> dropped;
         dropped.draw(dropout, i0, j0, lane);
         dropped.apply(s);
-        add_product(acc, s, values.at(j0, v_tile, lane));  // O += P V
+        add_product(acc, s, values.at(j0, v_tile, lane), 0);  // O += P V
     }
 
     rows_t inverse[ROW_TILES];
     for (short r = 0; r < ROW_TILES; r++) inverse[r] = softmax[r].finish();
-    o += split * args.split_rows * D + matrix_offset(args.o_stride, batch, head) + i0 * args.o_stride[2];
-    store(acc, inverse, o, args.o_stride[2], rows, D, lane);
+    o += split * args.split_rows * args.value_head_size + matrix_offset(args.o_stride, batch, head) + first_column;
+    store(acc, inverse, o + i0 * args.o_stride[2], args.o_stride[2], rows, columns, lane);
+    if (first_column > 0) return;
     lse += split * args.split_rows + (batch * args.query_heads + head) * args.queries + i0;
     for (short r = 0; r < ROW_TILES; r++) store_rows(softmax[r].log_sum_exp(), lse + r * TILE, rows - r * TILE, lane);
 }

@@ -1,8 +1,8 @@
 """The attention operators ``torch.ops.mps_flash_attn.attention_{forward,backward}``: launches, fakes and autograd.
 
-Both take ``query [B, Hq, Lq, D]``, ``key`` and ``value [B, Hkv, Lk, D]`` with any strides but 1 in the last dimension,
-and an ``attn_mask`` that broadcasts to ``[B, Hq, Lq, Lk]``. A call that was made before with the same shapes and
-strides costs a dictionary look-up beyond its launches.
+Both take ``query [B, Hq, Lq, D]``, ``key [B, Hkv, Lk, D]`` and ``value [B, Hkv, Lk, Dv]`` with any strides but 1 in the
+last dimension, and an ``attn_mask`` that broadcasts to ``[B, Hq, Lq, Lk]``. A call that was made before with the same
+shapes and strides costs a dictionary look-up beyond its launches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..merge import plan as merging_plan
 from ..rope.function import turn_back
 from . import plan
 
-__all__ = ["Causal", "Options", "attention_backward", "attention_forward", "describe"]
+__all__ = ["Causal", "Options", "attention_backward", "attention_forward", "describe", "empty_output"]
 
 #: A mask, tables of cosines and sines, slopes, sinks and a seed: what a call may lack.
 _Extras = tuple["Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None"]
@@ -78,6 +78,17 @@ class Options(NamedTuple):
         }
 
 
+def empty_output(query: Tensor, value: Tensor) -> Tensor:
+    """Room for outputs ``[B, Hq, Lq, Dv]`` that lie as the queries do."""
+    batch, heads, queries, head_size = query.shape
+    columns = value.shape[3]
+    if columns == head_size:
+        return torch.empty_like(query)
+    if query.stride(1) < query.stride(2):
+        return query.new_empty(batch, queries, heads, columns).transpose(1, 2)
+    return query.new_empty(batch, heads, queries, columns)
+
+
 def _layout(name: str, tensor: Tensor) -> plan.Layout:
     if tensor.stride(3) != 1 and tensor.shape[3] > 1:
         raise ValueError(f"{name} has stride {tensor.stride(3)} in its last dimension; accepted: 1")
@@ -112,8 +123,8 @@ def describe(
     key_heads, keys = key.shape[1:3]
     if key.shape != (batch, key_heads, keys, head_size):
         raise ValueError(f"key has shape {tuple(key.shape)}; accepted: query's B {batch} and D {head_size}")
-    if value.shape != key.shape:
-        raise ValueError(f"value has shape {tuple(value.shape)}; accepted: that of key, {tuple(key.shape)}")
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(f"value has shape {tuple(value.shape)}; accepted: that of key but for D, {tuple(key.shape)}")
     if key_heads == 0 or query_heads % key_heads:
         raise ValueError(f"key has {key_heads} heads; accepted: a divisor of query's {query_heads}")
     if attn_mask is not None and attn_mask.device != query.device:
@@ -126,6 +137,7 @@ def describe(
         queries=queries,
         keys=keys,
         head_size=head_size,
+        value_head_size=value.shape[3],
         scale=options.scale,
         mask=None if attn_mask is None else _mask_layout(attn_mask, (batch, query_heads, queries, keys)),
         layouts=tuple(_layout(name, tensor) for name, tensor in named.items()),
@@ -268,7 +280,7 @@ def _prepare_forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options
 ) -> _ForwardCall:
     runtime = for_device(query.device.type)
-    problem = describe(query, key, value, attn_mask, options, out=torch.empty_like(query))
+    problem = describe(query, key, value, attn_mask, options, out=empty_output(query, value))
     lse_shape, dtype, device = tuple(query.shape[:3]), accumulator_dtype(query.dtype), query.device
     nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0
     planned = _planned(
@@ -278,10 +290,10 @@ def _prepare_forward(
         lambda tiling: plan.forward_in_parts(problem, runtime.CAPABILITIES, tiling),
     )
     bound = launch.bind(planned.launch, runtime)
-    merge = None if planned.splits == 1 else _prepare_merge(planned.splits, query, runtime)
+    merge = None if planned.splits == 1 else _prepare_merge(planned.splits, query, value, runtime)
 
     def call(query: Tensor, key: Tensor, value: Tensor, extras: _Extras) -> tuple[Tensor, Tensor]:
-        out = launch.empty_like(query, runtime)
+        out = launch.poisoned(empty_output(query, value), runtime)
         lse = launch.empty(lse_shape, dtype, device, runtime)
         if no_keys:
             sinks = extras[4]
@@ -292,7 +304,7 @@ def _prepare_forward(
         if merge is None:
             bound(*read, out, lse)
             return out, lse
-        outs, lses = _parts(planned.splits, query, runtime)
+        outs, lses = _parts(planned.splits, query, value, runtime)
         bound(*read, outs, lses)
         merge(outs, outs[1:], lses, lses[1:], out, lse)
         return out, lse
@@ -300,17 +312,17 @@ def _prepare_forward(
     return call
 
 
-def _parts(splits: int, query: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Room for the results of parts of the keys, ``[S, B, Hq, Lq, D]`` and ``[S, B, Hq, Lq]``."""
-    dtype, shape = accumulator_dtype(query.dtype), (splits, *query.shape)
+def _parts(splits: int, query: Tensor, value: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
+    """Room for the results of parts of the keys, ``[S, B, Hq, Lq, Dv]`` and ``[S, B, Hq, Lq]``."""
+    dtype, shape = accumulator_dtype(query.dtype), (splits, *query.shape[:3], value.shape[3])
     outs = launch.empty(shape, dtype, query.device, runtime)
     return outs, launch.empty(shape[:-1], dtype, query.device, runtime)
 
 
-def _prepare_merge(splits: int, query: Tensor, runtime: Runtime) -> launch.BoundLaunch:
+def _prepare_merge(splits: int, query: Tensor, value: Tensor, runtime: Runtime) -> launch.BoundLaunch:
     """Merges parts into results that lie as those of a call; takes parts, those from the second on, and results."""
-    outs, lses = _parts(splits, query, runtime)
-    problem = merging.describe(outs[0], lses[0], outs[1:], lses[1:], torch.empty_like(query), lses[0])
+    outs, lses = _parts(splits, query, value, runtime)
+    problem = merging.describe(outs[0], lses[0], outs[1:], lses[1:], empty_output(query, value), lses[0])
     return launch.bind(merging_plan.forward(problem, runtime.CAPABILITIES), runtime)
 
 
@@ -322,14 +334,15 @@ def attention_forward(
 
     Args:
         query: ``[B, Hq, Lq, D]``.
-        key, value: ``[B, Hkv, Lk, D]``; query head ``h`` uses head ``h // (Hq / Hkv)``.
+        key, value: ``[B, Hkv, Lk, D]`` and ``[B, Hkv, Lk, Dv]``; query head ``h`` uses head ``h // (Hq / Hkv)``.
         attn_mask: boolean (true takes part) or additive, broadcast to ``[B, Hq, Lq, Lk]``.
         scale: factor of the scores.
         causal: a `Causal`.
         modifiers: those of `Modifiers`.
 
     Returns:
-        ``out`` like ``query``, and ``lse [B, Hq, Lq]``, natural logarithm, float32 (float64 for float64).
+        ``out [B, Hq, Lq, Dv]``, which lies as ``query`` does, and ``lse [B, Hq, Lq]``, natural logarithm, float32
+        (float64 for float64).
 
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
@@ -388,9 +401,10 @@ def attention_backward(
         ``dq``, ``dk``, ``dv`` like ``query``, ``key``, ``value``; ``dmask`` of the mask's shape, contiguous, or empty;
         ``dsinks`` like ``sinks``, or empty.
     """
+    shape = (*query.shape[:3], value.shape[3])
     for name, tensor in (("grad_out", grad_out), ("out", out)):
-        if tensor.shape != query.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: that of query, {tuple(query.shape)}")
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: [B, Hq, Lq, Dv], {shape}")
     if lse.shape != query.shape[:3] or lse.dtype != accumulator_dtype(query.dtype):
         raise ValueError(f"lse is {lse.dtype} of shape {tuple(lse.shape)}; accepted: that of attention_forward")
     if grad_lse is not None and (grad_lse.shape != lse.shape or grad_lse.dtype != lse.dtype):
@@ -441,8 +455,8 @@ def _sink_gradient(sinks: Tensor | None, lse: Tensor, delta: Tensor) -> Tensor:
 
 
 @attention_forward.register_fake
-def _(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=accumulator_dtype(query.dtype))
+def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return empty_output(query, value), query.new_empty(query.shape[:3], dtype=accumulator_dtype(query.dtype))
 
 
 @attention_backward.register_fake

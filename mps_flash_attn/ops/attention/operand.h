@@ -1,8 +1,11 @@
 // The two products of attention: rows kept by a simdgroup times a block of rows that its threadgroup walks over.
 //
-// Defines: BD, head size rounded up to whole tiles; ROW_TILES, tiles of 16 rows that a simdgroup keeps, which share
-// what it loads of a block; HOLD, where the kept rows are, one of the values below; HEADS_FIRST, 1 where threadgroups
-// are counted over heads first, then over blocks of rows, so that those that start together share what they read.
+// Defines: BD and BV, the columns that are staged or held of queries and keys, and of values and outputs, whole tiles;
+// SUM_D and SUM_V, those of them that a threadgroup sums; COLUMN_BLOCKS, threadgroups that share out all columns, where
+// accumulators for them would not fit in registers: each computes the weights for itself; ROW_TILES, tiles of 16 rows
+// that a simdgroup keeps, which share what it loads of a block; HOLD, where the kept rows are, one of the values below;
+// HEADS_FIRST, 1 where threadgroups are counted over heads first, then over blocks of rows, so that those that start
+// together share what they read.
 #pragma once
 
 #include "msl/copy.h"
@@ -20,16 +23,17 @@ constant constexpr short OWN_ROWS = ROW_TILES * TILE;
 // (block of rows, head, batch) of a place in the grid, or how many of each there are.
 inline uint3 unswizzled(uint3 place) { return HEADS_FIRST ? place.yxz : place; }
 
-// A simdgroup's own rows of a matrix [L][D] as left operands.
+// A simdgroup's own rows of a matrix [L][COLUMNS] as left operands.
+template <short COLUMNS>
 struct Rows {
 #if HOLD == HOLD_STAGED
     const threadgroup element* staged_rows;
 
     void start(const threadgroup chunk* tile, ushort simdgroup) thread {
-        staged_rows = (const threadgroup element*)tile + simdgroup * OWN_ROWS * staged_stride<BD>();
+        staged_rows = (const threadgroup element*)tile + simdgroup * OWN_ROWS * staged_stride<COLUMNS>();
     }
     void load(thread TileA<element>& a, short r, short d) const thread {
-        constexpr short LD = staged_stride<BD>();
+        constexpr short LD = staged_stride<COLUMNS>();
         load_a<LD>(a, staged_rows + r * TILE * LD + d * TILE);
     }
 #else
@@ -39,7 +43,7 @@ struct Rows {
     Rotary rotary;
     ushort lane;
 #if HOLD == HOLD_REGISTERS
-    TileA<element> held[ROW_TILES][BD / TILE];
+    TileA<element> held[ROW_TILES][COLUMNS / TILE];
 #endif
 
     // `source` points to the first row; rows and columns past `rows` and `columns` are 0.
@@ -53,7 +57,7 @@ struct Rows {
         this->lane = lane;
 #if HOLD == HOLD_REGISTERS
         for (short r = 0; r < ROW_TILES; r++)
-            for (short d = 0; d < BD / TILE; d++) read(held[r][d], r, d);
+            for (short d = 0; d < COLUMNS / TILE; d++) read(held[r][d], r, d);
 #endif
     }
     void read(thread TileA<element>& a, short r, short d) const thread {
@@ -69,33 +73,34 @@ struct Rows {
     }
 #endif
 
-    // products[r][n] = rows * block^T, for 16 rows of the block each; the block is [N * 16][BD].
+    // products[r][n] = rows * block^T, for 16 rows of the block each; the block is [N * 16][COLUMNS].
     template <short N>
-    void times_transposed(thread TileC (&products)[ROW_TILES][N], Block block) const thread {
+    void times_transposed(thread TileC (&products)[ROW_TILES][N], Block<COLUMNS> block) const thread {
         for (short r = 0; r < ROW_TILES; r++)
             for (short n = 0; n < N; n++) clear(products[r][n]);
-        for (short d = 0; d < BD / TILE; d++) {
+        for (short d = 0; d < COLUMNS / TILE; d++) {
             TileA<element> a[ROW_TILES];
             for (short r = 0; r < ROW_TILES; r++) load(a[r], r, d);
             for (short n = 0; n < N; n++) {
                 TileB<element> b;
-                block.load<true>(b, n, d);
+                block.template load<true>(b, n, d);
                 for (short r = 0; r < ROW_TILES; r++) mma(products[r][n], a[r], b);
             }
         }
     }
 };
 
-// acc += weights * block; weights is [OWN_ROWS][N * 16], rounded to `element`, the block [N * 16][BD], acc
-// [OWN_ROWS][BD].
-template <short N>
-inline void add_product(thread TileC (&acc)[ROW_TILES][BD / TILE], thread TileC (&weights)[ROW_TILES][N], Block block) {
+// acc += weights * block; weights is [OWN_ROWS][N * 16], rounded to `element`, the block [N * 16][COLUMNS], of which
+// acc, [OWN_ROWS][D * 16], takes the columns from tile `first` on.
+template <short N, short D, short COLUMNS>
+inline void add_product(thread TileC (&acc)[ROW_TILES][D], thread TileC (&weights)[ROW_TILES][N], Block<COLUMNS> block,
+                        short first) {
     for (short n = 0; n < N; n++) {
         TileA<element> a[ROW_TILES];
         for (short r = 0; r < ROW_TILES; r++) to_a(a[r], weights[r][n]);
-        for (short d = 0; d < BD / TILE; d++) {
+        for (short d = 0; d < D; d++) {
             TileB<element> b;
-            block.load<false>(b, n, d);
+            block.template load<false>(b, n, first + d);
             for (short r = 0; r < ROW_TILES; r++) mma(acc[r][d], a[r], b);
         }
     }
@@ -118,11 +123,11 @@ inline void clear(thread TileC (&acc)[ROW_TILES][N]) {
 }
 
 // Writes the rows of acc, those of tile r multiplied by factor[r]; `target` points to the first.
-template <typename T>
-inline void store(thread TileC (&acc)[ROW_TILES][BD / TILE], thread const rows_t (&factor)[ROW_TILES], device T* target,
+template <typename T, short D>
+inline void store(thread TileC (&acc)[ROW_TILES][D], thread const rows_t (&factor)[ROW_TILES], device T* target,
                   long row_stride, int rows, int columns, ushort lane) {
     for (short r = 0; r < ROW_TILES; r++)
-        for (short d = 0; d < BD / TILE; d++)
+        for (short d = 0; d < D; d++)
             store(acc[r][d], factor[r], target + r * TILE * row_stride + d * TILE, row_stride, rows - r * TILE,
                   columns - d * TILE, lane);
 }

@@ -12,7 +12,7 @@ from ...self_check import Expected
 from . import plan
 from .cases import Case, Inputs
 from .expected import NAMES, exact, pytorch
-from .function import describe
+from .function import describe, empty_output
 
 __all__ = ["Operands", "operands", "outputs", "problem", "words"]
 
@@ -22,7 +22,7 @@ Operands = tuple[tuple[Tensor, ...], tuple[Expected, ...]]
 
 def problem(inputs: Inputs) -> plan.Problem:
     """The plan's problem for the inputs, which may be on the device ``meta``, and contiguous outputs."""
-    like = {"out": inputs.query, "dq": inputs.query, "dk": inputs.key, "dv": inputs.value}
+    like = {"out": empty_output(inputs.query, inputs.value), "dq": inputs.query, "dk": inputs.key, "dv": inputs.value}
     empty = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in like.items()}
     return describe(
         inputs.query,
@@ -82,7 +82,8 @@ def words(case: Case) -> str:
     for name in ("softcap", "alibi", "sinks", "dropout_p"):
         extras += f", {name}" if getattr(case, name) else ""
     grouped = ", grouped heads" if case.query_heads != case.key_heads else ""
-    return f"{case.queries} x {case.keys}, D {case.head_size}{grouped}{extras}"
+    sizes = f"D {case.head_size}" + (f" and {case.value_head_size}" if case.value_head_size else "")
+    return f"{case.queries} x {case.keys}, {sizes}{grouped}{extras}"
 
 
 def _delta(grad_out: Tensor, out: Tensor, grad_lse: Tensor) -> Tensor:

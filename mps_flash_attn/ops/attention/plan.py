@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -44,7 +45,7 @@ __all__ = [
     "walk",
 ]
 
-MAX_HEAD_SIZE = 256
+MAX_HEAD_SIZE = 576
 
 _FOLDER = "ops/attention"
 _TILE = 16  # rows and columns of the matrix layer's unit
@@ -59,6 +60,8 @@ _SHORT = 128
 #: Keys below which cutting them into further parts costs more than it brings: of each part, and for each of its
 #: queries, so that parts of the output, written and read once, are at most a quarter of what is read of half keys.
 _LEAST_SPLIT_KEYS, _SPLIT_KEYS_A_QUERY = 128, 8
+#: Threadgroups that share out columns, at most.
+_MOST_COLUMN_BLOCKS = 8
 #: Threadgroups that a core of a GPU can have at once, at least.
 _GROUPS_A_CORE = 2
 
@@ -123,6 +126,7 @@ class Problem:
     queries: int
     keys: int
     head_size: int
+    value_head_size: int
     scale: float
     causal_offset: int | None
     mask: MaskLayout | None
@@ -164,6 +168,8 @@ class Tiling:
             memory, each for itself, and nothing else is staged either.
         heads_first: whether threadgroups that start together take the same block of neighbouring heads, which with
             grouped heads read the same keys, instead of neighbouring blocks of one head.
+        column_blocks: threadgroups that share out the columns of what they sum, where accumulators for all of them
+            would not fit in registers; each computes the weights for itself. 0 for the fewest.
     """
 
     block: int
@@ -175,6 +181,7 @@ class Tiling:
     stage_values: bool = True
     staged: bool = True
     heads_first: bool = False
+    column_blocks: int = 0
 
     @property
     def own(self) -> int:
@@ -189,10 +196,11 @@ class Tiling:
         """Of all tiles and values."""
         if not self.staged:
             return 0
-        row = _padded_head(problem) * problem.dtype.itemsize + self.pad * CHUNK_BYTES
-        held = self.own * kernel.matrices * row if self.hold == Hold.STAGED else 0
+        widths = kernel.columns(problem, self)
+        row, value_row = (n * problem.dtype.itemsize + self.pad * CHUNK_BYTES for n in (widths.d, widths.v))
+        held = self.own * (row + (value_row if kernel.matrices == 2 else 0)) if self.hold == Hold.STAGED else 0
         values = kernel.values * max(problem.dtype.itemsize, 4) if self.stage_values else 0
-        return held + self.buffers * self.block * (2 * row + values)
+        return held + self.buffers * self.block * (row + value_row + values)
 
     def defines(self) -> tuple[Define, ...]:
         """Those of ``copy.h``, ``operand.h``, ``block.h`` and ``block_pair.h``."""
@@ -207,6 +215,15 @@ class Tiling:
         )
 
 
+class Columns(NamedTuple):
+    """The defines ``BD BV SUM_D SUM_V`` of ``operand.h``."""
+
+    d: int
+    v: int
+    sum_d: int
+    sum_v: int
+
+
 @dataclass(frozen=True)
 class Kernel:
     """What the tiles of a kernel depend on.
@@ -215,8 +232,9 @@ class Kernel:
         name: of its file; the kernel itself has ``attention_`` in front.
         keeps_keys: whether its threadgroups keep keys and walk over queries, or the other way round.
         most_buffers: of a block.
-        matrices: that a simdgroup keeps rows of.
-        accumulators: matrices that it sums up, likewise.
+        matrices: that a simdgroup keeps rows of: one as wide as keys and perhaps one as wide as values.
+        sums_d, sums_v: whether it sums up a matrix as wide as keys, or values.
+        most_columns: of what it sums up, so that accumulators fit in registers.
         values: numbers that are staged with each row of a block.
         mma: tiles on NVIDIA's matrix units by the bytes of an element, each with the largest head size it is for.
     """
@@ -225,9 +243,31 @@ class Kernel:
     keeps_keys: bool
     most_buffers: int
     matrices: int
-    accumulators: int
+    sums_d: bool
+    sums_v: bool
+    most_columns: int
     values: int
     mma: Mapping[int, tuple[tuple[int, Tiling], ...]] = field(hash=False)
+
+    def column_blocks(self, problem: Problem, tiling: Tiling) -> int:
+        """Threadgroups that share out the columns."""
+        if tiling.column_blocks > 0:
+            return tiling.column_blocks
+        widest = max(self.sums_d * problem.head_size, self.sums_v * problem.value_head_size)
+        return max(-(-widest // self.most_columns), 1)
+
+    def columns(self, problem: Problem, tiling: Tiling) -> Columns:
+        """What is staged and summed of a row, whole tiles."""
+        blocks = self.column_blocks(problem, tiling)
+        d, v = (_padded(n, blocks) for n in (problem.head_size, problem.value_head_size))
+        if not self.sums_d:
+            d = _padded(problem.head_size, 1)
+        if not self.sums_v:
+            v = _padded(problem.value_head_size, 1)
+        if self.matrices == 1:  # the forward pass has no use for the values of other blocks
+            v //= blocks
+            return Columns(d, v, d, v)
+        return Columns(d, v, d // blocks if self.sums_d else d, v // blocks if self.sums_v else v)
 
 
 FORWARD = Kernel(
@@ -235,7 +275,9 @@ FORWARD = Kernel(
     keeps_keys=False,
     most_buffers=1,
     matrices=1,
-    accumulators=1,
+    sums_d=False,
+    sums_v=True,
+    most_columns=256,
     values=0,
     mma={
         2: (
@@ -254,7 +296,9 @@ BACKWARD_DQ = Kernel(
     keeps_keys=False,
     most_buffers=2,
     matrices=2,
-    accumulators=1,
+    sums_d=True,
+    sums_v=False,
+    most_columns=256,
     values=0,
     mma={
         2: (
@@ -273,7 +317,9 @@ BACKWARD_DKV = Kernel(
     keeps_keys=True,
     most_buffers=2,
     matrices=2,
-    accumulators=2,
+    sums_d=True,
+    sums_v=True,
+    most_columns=128,
     values=2,
     mma={
         2: (
@@ -292,17 +338,27 @@ BACKWARD_DMASK = Kernel(
     keeps_keys=False,
     most_buffers=1,
     matrices=2,
-    accumulators=0,
+    sums_d=False,
+    sums_v=False,
+    most_columns=256,
     values=0,
     mma={},
 )
 
 #: The tiles of all else, the largest first; those that fit best hold their rows in registers.
-_SIMDGROUP_TILES = (Tiling(32), Tiling(16), Tiling(16, pad=False), Tiling(16, pad=False, stage_values=False))
+_SIMDGROUP_TILES = (
+    Tiling(32),
+    Tiling(16),
+    Tiling(16, pad=False),
+    Tiling(16, pad=False, stage_values=False),
+    Tiling(16, pad=False, stage_values=False, staged=False),
+)
 
 
-def _padded_head(problem: Problem) -> int:
-    return -(-problem.head_size // _TILE) * _TILE
+def _padded(columns: int, blocks: int) -> int:
+    """Columns in whole tiles, as many for each of the blocks."""
+    step = _TILE * blocks
+    return -(-columns // step) * step
 
 
 def default_tiling(problem: Problem, capabilities: Capabilities, kernel: Kernel = FORWARD) -> Tiling:
@@ -314,20 +370,27 @@ def default_tiling(problem: Problem, capabilities: Capabilities, kernel: Kernel 
         UnsupportedError: not even the smallest fits.
     """
     # Whether a simdgroup's rows and its accumulators, 16 rows each, fit in registers.
-    size = min(problem.dtype.itemsize, 4)
-    words_a_lane = _TILE * _padded_head(problem) * (kernel.matrices * size + kernel.accumulators * 4) // (4 * LANES)
+    size, widths = min(problem.dtype.itemsize, 4), kernel.columns(problem, _SIMDGROUP_TILES[0])
+    kept = widths.d + (widths.v if kernel.matrices == 2 else 0)
+    summed = kernel.sums_d * widths.sum_d + kernel.sums_v * widths.sum_v
+    words_a_lane = _TILE * (kept * size + summed * 4) // (4 * LANES)
     hold = Hold.REGISTERS if words_a_lane <= _REGISTERS else Hold.NOWHERE
     choices = [dataclasses.replace(tiles, hold=hold) for tiles in _SIMDGROUP_TILES]
     if capabilities.matrix_unit == "mma":
-        fast = kernel.mma.get(problem.dtype.itemsize, ())
-        choices = [tiles for largest, tiles in fast if problem.head_size <= largest][:1] + choices
-    for tiles in choices:
-        if tiles.threadgroup_bytes(problem, kernel) <= _available(problem, capabilities):
-            return tiles
-    raise UnsupportedError(
-        f"head size {problem.head_size} in {problem.dtype} needs more than "
-        f"{capabilities.threadgroup_bytes} bytes of threadgroup memory"
-    )
+        widest, fast = max(problem.head_size, problem.value_head_size), kernel.mma.get(problem.dtype.itemsize, ())
+        choices = [tiles for largest, tiles in fast if widest <= largest][:1] + choices
+    for tiling in choices:
+        if _stages_whole_rows(tiling, problem, kernel) and (
+            tiling.threadgroup_bytes(problem, kernel) <= _available(problem, capabilities)
+        ):
+            return tiling
+    raise AssertionError("the last of the tilings stages nothing")
+
+
+def _stages_whole_rows(tiling: Tiling, problem: Problem, kernel: Kernel) -> bool:
+    """Whether a threadgroup has a thread for each chunk of a row that it stages."""
+    widest = max(kernel.columns(problem, tiling)[:2]) * problem.dtype.itemsize
+    return not (tiling.staged or tiling.hold == Hold.STAGED) or widest <= tiling.threads * CHUNK_BYTES
 
 
 def _available(problem: Problem, capabilities: Capabilities) -> int:
@@ -351,6 +414,11 @@ def tilings(problem: Problem, capabilities: Capabilities, kernel: Kernel = FORWA
     if problem.query_heads > 1:
         for block, simdgroups, row_tiles in itertools.product(blocks, (1, 2, 4, 8), (1, 2)):
             yield Tiling(block, simdgroups, row_tiles, heads_first=True)
+    fewest, most = kernel.column_blocks(problem, Tiling(_TILE)), max(problem.head_size, problem.value_head_size) // 64
+    if kernel is not BACKWARD_DMASK:
+        for block, simdgroups, column_blocks in itertools.product(blocks, (2, 4), {1, 2, 4} - {fewest}):
+            if column_blocks <= max(most, 1):
+                yield Tiling(block, simdgroups, column_blocks=column_blocks)
 
 
 def shape_class(problem: Problem) -> str:
@@ -359,7 +427,8 @@ def shape_class(problem: Problem) -> str:
     causal += "" if problem.window_offset is None else "-window"
     queries, keys = ("short" if n <= _SHORT else "long" for n in (problem.queries, problem.keys))
     rotary = "" if problem.rotation is None else "-rotary"
-    return f"D{_padded_head(problem)}{causal}{rotary}-{queries}-queries-{keys}-keys"
+    sizes = "-".join(str(_padded(n, 1)) for n in dict.fromkeys((problem.head_size, problem.value_head_size)))
+    return f"D{sizes}{causal}{rotary}-{queries}-queries-{keys}-keys"
 
 
 def _checked(tiling: Tiling | None, problem: Problem, capabilities: Capabilities, kernel: Kernel) -> Tiling:
@@ -387,6 +456,10 @@ def _checked(tiling: Tiling | None, problem: Problem, capabilities: Capabilities
     if not tiling.staged and any(staged_too.values()):
         reasons = " and ".join(name for name, wanted in staged_too.items() if wanted)
         raise UnsupportedError(f"blocks that are not staged, but {reasons}; they would need its memory and barriers")
+    if not 0 <= tiling.column_blocks <= _MOST_COLUMN_BLOCKS:
+        raise UnsupportedError(f"{tiling.column_blocks} blocks of columns; accepted: 0 to {_MOST_COLUMN_BLOCKS}")
+    if not _stages_whole_rows(tiling, problem, kernel):
+        raise UnsupportedError(f"{tiling.threads} threads; a staged row has more chunks")
     used, available = tiling.threadgroup_bytes(problem, kernel), _available(problem, capabilities)
     if used > available:
         raise UnsupportedError(f"{used} bytes of threadgroup memory; the device has {available}")
@@ -411,6 +484,7 @@ def _words(problem: Problem, split_keys: int | None = None) -> tuple[int, ...]:
             "queries": problem.queries,
             "keys": problem.keys,
             "head_size": problem.head_size,
+            "value_head_size": problem.value_head_size,
             "causal_offset": problem.causal_offset or 0,
             "window_offset": problem.window_offset or 0,
             "diagonal": problem.diagonal,
@@ -446,8 +520,9 @@ def _common_defines(problem: Problem) -> tuple[Define, ...]:
 
 
 def _refuse(problem: Problem, capabilities: Capabilities) -> None:
-    if not 1 <= problem.head_size <= MAX_HEAD_SIZE:
-        raise UnsupportedError(f"head size {problem.head_size} is not in 1..{MAX_HEAD_SIZE}")
+    for head_size in (problem.head_size, problem.value_head_size):
+        if not 1 <= head_size <= MAX_HEAD_SIZE:
+            raise UnsupportedError(f"head size {head_size} is not in 1..{MAX_HEAD_SIZE}")
     refuse_dtype(problem.dtype, capabilities)
     if max(problem.queries, problem.keys) >= 2**31 - 2**10:
         raise UnsupportedError(f"sequence lengths {problem.queries} and {problem.keys} do not fit in 32 bits")
@@ -533,6 +608,7 @@ def walk(
     if kernel is FORWARD:
         problem = packed(problem)
     splits = 1 if split_keys is None else -(-problem.keys // split_keys)
+    column_blocks = kernel.column_blocks(problem, tiling)
     (q, k, v), d_o = problem.layouts[:3], problem.layouts[4:5]
     walked: tuple[Layout, ...]
     kept: tuple[Layout, ...]
@@ -547,7 +623,8 @@ def walk(
         *_common_defines(problem),
         ("BQ", queries),
         ("BK", keys),
-        ("BD", _padded_head(problem)),
+        *zip(("BD", "BV", "SUM_D", "SUM_V"), kernel.columns(problem, tiling), strict=True),
+        ("COLUMN_BLOCKS", column_blocks),
         *tiling.defines(),
         ("ALIGNED", int(all(layout.aligned for layout in copied))),
     )
@@ -556,7 +633,7 @@ def walk(
         defines += (("SINKS", int(problem.sinks)),)
     if kernel.values:
         defines += (("STAGE_VALUES", int(tiling.stage_values)),)
-    groups = (splits * -(-length // tiling.own), heads)
+    groups = (column_blocks * splits * -(-length // tiling.own), heads)
     across, down = reversed(groups) if tiling.heads_first else groups
     return Launch(
         file=f"{_FOLDER}/{kernel.name}.metal",
@@ -598,7 +675,7 @@ def forward_in_parts(problem: Problem, capabilities: Capabilities, tiling: Tilin
     Raises:
         UnsupportedError: with the reason.
     """
-    row, heads = problem.head_size, problem.query_heads
+    row, heads = problem.value_head_size, problem.query_heads
     contiguous = Layout((heads * problem.queries * row, problem.queries * row, row))
     parts = packed(dataclasses.replace(problem, layouts=(*problem.layouts[:3], contiguous, *problem.layouts[4:])))
     split_keys = _split_keys(parts, capabilities, _checked(tiling, problem, capabilities, FORWARD))
@@ -732,7 +809,13 @@ def _first_query(problem: Problem, key: int) -> int:
 
 
 def _row_bytes(problem: Problem) -> int:
+    """Of one row of queries or keys."""
     return problem.head_size * problem.dtype.itemsize
+
+
+def _value_row_bytes(problem: Problem) -> int:
+    """Of one row of values or outputs."""
+    return problem.value_head_size * problem.dtype.itemsize
 
 
 def _value_bytes(problem: Problem) -> int:
@@ -754,31 +837,32 @@ def _turning_bytes(problem: Problem) -> int:
     return columns * (problem.dtype.itemsize + 2 * _value_bytes(problem))
 
 
-def _walk_over_keys(problem: Problem, defines: dict[str, int], *, rows: int, splits: int = 1) -> int:
-    """What one head's threadgroups read of keys and values, and of the ``rows`` matrices of queries they keep.
+class _Rows(NamedTuple):
+    """Rows that the threadgroups of one head and one block of columns read, each as often as it is read."""
 
-    A simdgroup uses keys in as many products as it keeps matrices, values in one.
-    """
+    #: Of keys, and as many of values, that are staged.
+    staged: int
+    #: Likewise, that simdgroups read for one product, where nothing is staged.
+    used: int
+    #: Of queries.
+    kept: int
+
+
+def _walk_over_keys(problem: Problem, defines: dict[str, int], splits: int = 1) -> _Rows:
     own, walked, kept = defines["BQ"], defines["BK"], defines["ROW_TILES"] * _TILE
-    read = turned = 0
+    staged = used = read = 0
     for block in range(0, problem.queries, own):
         first = _first_key(problem, block) // walked * walked
         end = max(_visible_keys(problem, block + own - 1), first)
         if defines["STAGED"] and end > first:
-            staged = min(-(-end // walked) * walked, problem.keys) - first
-            read += 2 * staged
-            turned += staged
+            staged += min(-(-end // walked) * walked, problem.keys) - first
         for row in range(block, min(block + own, problem.queries), kept):
             begin = max(_first_key(problem, row) // walked * walked, first)
             steps = max(-(-(_visible_keys(problem, row + kept - 1) - begin) // walked), 0)
             if not defines["STAGED"] and steps:
-                used = min(begin + steps * walked, problem.keys) - begin
-                read += (rows + 1) * used
-                turned += rows * used
-            times = splits if defines["HOLD"] else steps
-            read += rows * times * min(kept, problem.queries - row)
-            turned += times * min(kept, problem.queries - row)
-    return read * _row_bytes(problem) + turned * _turning_bytes(problem)
+                used += min(begin + steps * walked, problem.keys) - begin
+            read += (splits if defines["HOLD"] else steps) * min(kept, problem.queries - row)
+    return _Rows(staged, used, read)
 
 
 def _heads(problem: Problem) -> int:
@@ -791,59 +875,67 @@ _SHARING = 4
 
 def _forward_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
     problem = packed(problem)
-    splits = defines["BLOCKS"] // max(-(-problem.queries // defines["BQ"]), 1)
+    blocks = defines["COLUMN_BLOCKS"]
+    splits = defines["BLOCKS"] // blocks // max(-(-problem.queries // defines["BQ"]), 1)
     rows = splits * _heads(problem) * problem.queries
-    output = _row_bytes(problem) if splits == 1 else problem.head_size * _value_bytes(problem)
+    output = _value_row_bytes(problem) if splits == 1 else problem.value_head_size * _value_bytes(problem)
+    staged, used, kept = _walk_over_keys(problem, defines, splits)
+    read = (
+        blocks * (staged + used + kept) * (_row_bytes(problem) + _turning_bytes(problem))
+        + (staged + used) * _value_row_bytes(problem)  # each block of columns reads its own
+    )
     return Traffic(
-        read=_heads(problem) * _walk_over_keys(problem, defines, rows=1, splits=splits) + _mask_bytes(problem),
-        written=rows * (output + _value_bytes(problem)),
+        read=_heads(problem) * read + blocks * _mask_bytes(problem), written=rows * (output + _value_bytes(problem))
     )
 
 
 def _delta_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
     rows, values = _heads(problem) * problem.queries, 2 * defines["LSE_GRADIENT"]
     return Traffic(
-        read=rows * (2 * _row_bytes(problem) + values * _value_bytes(problem)), written=rows * _value_bytes(problem)
+        read=rows * (2 * _value_row_bytes(problem) + values * _value_bytes(problem)),
+        written=rows * _value_bytes(problem),
     )
 
 
 def _dq_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
     rows = _heads(problem) * problem.queries
+    blocks = defines["COLUMN_BLOCKS"]
     values = rows * 2 * _SHARING * _value_bytes(problem)
+    staged, used, kept = _walk_over_keys(problem, defines)
+    # Where nothing is staged, each block of columns reads its own of the keys once more, for the gradient.
+    keys = blocks * (staged + used + kept) + used
+    read = keys * (_row_bytes(problem) + _turning_bytes(problem))
+    read += blocks * (staged + used + kept) * _value_row_bytes(problem)
     return Traffic(
-        read=_heads(problem) * _walk_over_keys(problem, defines, rows=2) + values + _mask_bytes(problem),
+        read=_heads(problem) * read + blocks * (values + _mask_bytes(problem)),
         written=rows * _row_bytes(problem),
     )
 
 
 def _dkv_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
     own, walked, kept = defines["BK"], defines["BQ"], defines["ROW_TILES"] * _TILE
-    rows = values = turned = 0
+    staged = used = values = kept_again = 0
     for block in range(0, problem.keys, own):
         first = _first_query(problem, block) // walked * walked
         end = _seeing_queries(problem, block + own - 1)
         visited = max(min(-(-end // walked) * walked, problem.queries) - first, 0)
-        rows += 2 * visited if defines["STAGED"] else 0
-        turned += visited if defines["STAGED"] else 0
+        staged += visited if defines["STAGED"] else 0
         values += visited * 2 if defines["STAGE_VALUES"] else 0
         for key in range(block, min(block + own, problem.keys), kept):
             start = max(_first_query(problem, key) // walked * walked, first)
             end = _seeing_queries(problem, key + kept - 1)
             computed = max(min(-(-end // walked) * walked, problem.queries) - start, 0)
-            rows += 0 if defines["STAGED"] else 4 * computed  # each of the two matrices in two products
-            turned += 0 if defines["STAGED"] else 2 * computed
+            used += 0 if defines["STAGED"] else computed
             values += 0 if defines["STAGE_VALUES"] else 2 * 2 * _SHARING * computed
-            read_again = 0 if defines["HOLD"] else min(kept, problem.keys - key) * -(-computed // walked)
-            rows += 2 * read_again
-            turned += read_again
-    held = 2 * problem.keys * problem.batch * problem.key_heads if defines["HOLD"] else 0
-    heads = _heads(problem)
+            kept_again += 0 if defines["HOLD"] else min(kept, problem.keys - key) * -(-computed // walked)
+    blocks, heads, keys = defines["COLUMN_BLOCKS"], _heads(problem), problem.batch * problem.key_heads * problem.keys
+    # Each of the matrices that are walked over takes part in two products, of which the second needs one block's
+    # columns only.
+    whole = blocks * (heads * (staged + used + kept_again) + (keys if defines["HOLD"] else 0))
     return Traffic(
-        read=(held + heads * rows) * _row_bytes(problem)
-        + (held // 2 + heads * turned) * _turning_bytes(problem)
-        + heads * values * _value_bytes(problem)
-        + _mask_bytes(problem),
-        written=2 * problem.batch * problem.key_heads * problem.keys * _row_bytes(problem),
+        read=(whole + heads * used) * (_row_bytes(problem) + _turning_bytes(problem) + _value_row_bytes(problem))
+        + blocks * (heads * values * _value_bytes(problem) + _mask_bytes(problem)),
+        written=keys * (_row_bytes(problem) + _value_row_bytes(problem)),
     )
 
 
@@ -862,7 +954,7 @@ def _dmask_traffic(problem: Problem, defines: dict[str, int]) -> Traffic:
     return Traffic(
         read=_heads(problem)
         * (
-            2 * (walked + held) * _row_bytes(problem)
+            (walked + held) * (_row_bytes(problem) + _value_row_bytes(problem))
             + (walked + held) * _turning_bytes(problem)
             + values * _value_bytes(problem)
         )

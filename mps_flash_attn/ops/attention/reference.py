@@ -123,9 +123,10 @@ def attention_backward(
         s = query @ key.repeat_interleave(groups, dim=1).transpose(-2, -1) * scoring.scale
         dx = dx * (1 - torch.tanh(s / scoring.softcap) ** 2)
     dq = dx @ key.repeat_interleave(groups, dim=1)
-    batch, heads, lk, size = key.shape
-    dk = (dx.transpose(-2, -1) @ query).view(batch, heads, groups, lk, size).sum(2)
-    dv = (_dropped(p, scoring).transpose(-2, -1) @ grad_out).view(batch, heads, groups, lk, size).sum(2)
+    dk, dv = (
+        per_query_head.unflatten(1, (key.shape[1], groups)).sum(2)
+        for per_query_head in (dx.transpose(-2, -1) @ query, _dropped(p, scoring).transpose(-2, -1) @ grad_out)
+    )
     dmask = dsinks = None
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         dmask = ds.sum_to_size(attn_mask.shape)
