@@ -186,13 +186,28 @@ class ParamStruct:
             values: one entry a field.
             accumulator: ``"float"`` or ``"double"``, what ``accum`` stands for.
         """
-        if values.keys() != {name for name, _, _ in self.fields}:
+        if values.keys() != self._names:
             raise ValueError(f"params are {sorted(values)}, the struct has {[name for name, _, _ in self.fields]}")
-        packed = b""
-        for name, kind, count in self.fields:
+        flat: list[int | float] = []
+        for name, _, count in self.fields:
             value = values[name]
-            if kind == "accum":
-                packed += struct.pack("<d" if accumulator == "double" else "<f4x", value)
-            else:
-                packed += struct.pack(f"<{count}q", *(value if isinstance(value, Sequence) else (value,)))
+            numbers = (value,) if isinstance(value, (int, float)) else value
+            if len(numbers) != count:
+                raise ValueError(f"{name} has {len(numbers)} numbers, the struct's field {count}")
+            flat += numbers
+        packed = self._formats[accumulator].pack(*flat)
         return struct.unpack(f"<{len(packed) // 8}q", packed)
+
+    @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(name for name, _, _ in self.fields)
+
+    @functools.cached_property
+    def _formats(self) -> dict[str, struct.Struct]:
+        """The whole struct, by what ``accum`` stands for."""
+        return {
+            accumulator: struct.Struct(
+                "<" + "".join(f"{count}q" if kind == "long" else code for _, kind, count in self.fields)
+            )
+            for accumulator, code in (("float", "f4x"), ("double", "d"))
+        }

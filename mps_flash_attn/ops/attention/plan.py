@@ -355,6 +355,11 @@ _SIMDGROUP_TILES = (
 )
 
 
+@functools.cache
+def _simdgroup_tiles(hold: Hold) -> list[Tiling]:
+    return [dataclasses.replace(tiles, hold=hold) for tiles in _SIMDGROUP_TILES]
+
+
 def _padded(columns: int, blocks: int) -> int:
     """Columns in whole tiles, as many for each of the blocks."""
     step = _TILE * blocks
@@ -375,7 +380,7 @@ def default_tiling(problem: Problem, capabilities: Capabilities, kernel: Kernel 
     summed = kernel.sums_d * widths.sum_d + kernel.sums_v * widths.sum_v
     words_a_lane = _TILE * (kept * size + summed * 4) // (4 * LANES)
     hold = Hold.REGISTERS if words_a_lane <= _REGISTERS else Hold.NOWHERE
-    choices = [dataclasses.replace(tiles, hold=hold) for tiles in _SIMDGROUP_TILES]
+    choices = _simdgroup_tiles(hold)
     if capabilities.matrix_unit == "mma":
         widest, fast = max(problem.head_size, problem.value_head_size), kernel.mma.get(problem.dtype.itemsize, ())
         choices = [tiles for largest, tiles in fast if widest <= largest][:1] + choices
