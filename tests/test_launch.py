@@ -46,6 +46,13 @@ def test_missing_and_unknown_fields_are_refused() -> None:
         layout.pack(complete, "float")  # type: ignore[arg-type]
 
 
+def test_arrays_of_other_lengths_are_refused() -> None:
+    layout = ParamStruct.read(HEADER, NAME)
+    other = {**values(layout), "q_stride": (1, 2), "k_stride": (1, 2, 3, 4)}  # as many numbers in all
+    with pytest.raises(ValueError, match="q_stride has 2 numbers, the struct's field 3"):
+        layout.pack(other, "float")  # type: ignore[arg-type]
+
+
 def test_a_field_that_is_not_8_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "flatten", lambda path: "struct Odd { long a; int b; };")
     with pytest.raises(ValueError, match="'int b' is not a field of 8 bytes"):
