@@ -32,6 +32,8 @@ def bound(pytorch: Tensor, reference: Tensor) -> float:
         return 0.0
     finite = reference[reference.isfinite()]
     magnitude = float(finite.abs().max()) if finite.numel() else 0.0
-    accumulator = torch.finfo(torch.promote_types(pytorch.dtype, torch.float32))
-    floor = (torch.finfo(pytorch.dtype).eps + _ACCUMULATED_EPSILONS * accumulator.eps) * magnitude
+    result, accumulator = torch.finfo(pytorch.dtype), torch.finfo(torch.promote_types(pytorch.dtype, torch.float32))
+    if magnitude > 0:
+        magnitude = max(magnitude, result.tiny)  # below the normal numbers, rounding is no longer relative
+    floor = (result.eps + _ACCUMULATED_EPSILONS * accumulator.eps) * magnitude
     return 2 * error(pytorch, reference) + floor
