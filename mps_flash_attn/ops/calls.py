@@ -1,18 +1,25 @@
-"""Prepared calls: what a repeated call with the same shapes and strides needs beyond its outputs and launches."""
+"""Prepared calls: what a repeated call with the same shapes and strides needs beyond its outputs and launches.
+
+And a way to an operator's kernel that leaves out PyTorch's dispatcher where it has nothing to do.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..launch import CHUNK_BYTES
 
-__all__ = ["PreparedCalls", "address", "alignment", "forget", "geometry"]
+__all__ = ["PreparedCalls", "address", "alignment", "forget", "geometry", "shortcut"]
 
 _Call = TypeVar("_Call")
+_Result = TypeVar("_Result")
 _P = ParamSpec("_P")
 _MOST_CALLS = 4096
 _all: list[PreparedCalls[Any]] = []
@@ -57,3 +64,44 @@ def alignment(tensor: Tensor, *steps: int) -> int:
 def geometry(tensor: Tensor) -> tuple[Any, ...]:
     """All of a tensor that a prepared call depends on."""
     return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), address(tensor)
+
+
+def shortcut(dispatched: Callable[_P, _Result], kernel: Callable[_P, _Result]) -> Callable[_P, _Result]:
+    """The operator; or its kernel itself, in calls where PyTorch's dispatcher would lead there and do nothing else.
+
+    That is so where no gradient is wanted, and no compiler, profiler, mode, transform or subclass of tensors waits for
+    the operator. An operator that is written in Python takes longer to reach than what it does before a launch.
+    """
+
+    @functools.wraps(dispatched)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _Result:
+        return (dispatched if kwargs or _is_watched(args) else kernel)(*args, **kwargs)
+
+    return call
+
+
+def _is_watched(args: Sequence[object]) -> bool:
+    """Whether somebody beside its kernel has to see the call of an operator with these arguments."""
+    if torch.compiler.is_compiling() or torch._C._dispatch_tls_local_include_set().raw_repr() not in _NO_MODE:
+        return True
+    for x in args:
+        if isinstance(x, Tensor) and (
+            type(x) not in (Tensor, torch.nn.Parameter) or torch._C._dispatch_keys(x).raw_repr() not in _DENSE
+        ):
+            return True
+    return (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or torch._C._autograd._profiler_enabled()
+
+
+def _keys(*names: str) -> int:
+    """PyTorch's number for a set of dispatch keys."""
+    sets = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    return functools.reduce(operator.or_, sets).raw_repr()
+
+
+#: Keys of a thread and of a dense tensor; PyTorch leaves out those of autograd in `torch.inference_mode`.
+_NO_MODE = frozenset((_keys("BackendSelect"), _keys("BackendSelect", "ADInplaceOrView")))
+_DENSE = frozenset(
+    _keys(device, f"Autocast{device}", *autograd)
+    for device in ("CPU", "CUDA", "MPS")
+    for autograd in ((), ("ADInplaceOrView", f"Autograd{device}"))
+)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import shortcut
 from ..checks import require_match, require_reverse_mode, require_shape, require_tensor
 from ..dtypes import ELEMENTS, accumulator_dtype
-from . import function as _function  # noqa: F401  (registers the operators)
+from .function import merge_forward
 
 __all__ = ["merge_attention"]
 
-_forward = torch.ops.mps_flash_attn.merge_forward.default
+_forward = shortcut(torch.ops.mps_flash_attn.merge_forward.default, merge_forward._init_fn)
 
 
 def merge_attention(

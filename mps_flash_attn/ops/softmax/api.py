@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls import shortcut
 from ..checks import require_dim, require_reverse_mode, require_tensor
 from ..dtypes import ELEMENTS, wide_dtype
-from . import function as _function  # noqa: F401  (registers the operators)
+from .function import softmax_forward
 
 __all__ = ["log_softmax", "softmax"]
 
-_forward = torch.ops.mps_flash_attn.softmax_forward.default
+_forward = shortcut(torch.ops.mps_flash_attn.softmax_forward.default, softmax_forward._init_fn)
 
 
 def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:  # noqa: A002
