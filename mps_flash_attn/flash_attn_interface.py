@@ -13,12 +13,23 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from .ops.attention.api import flash_attention
+from .ops.attention.arguments import Scoring
+from .ops.attention.sequence_api import attend
+from .ops.attention.sequences import Lengths
 from .ops.checks import require_tensor
 
-__all__ = ["flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func"]
+__all__ = [
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+]
 
 _Result: TypeAlias = "Tensor | tuple[Tensor, Tensor, None]"
 
@@ -91,7 +102,7 @@ def flash_attn_qkvpacked_func(
     return_attn_probs: bool = False,
 ) -> _Result:
     """`flash_attn_func` of queries, keys and values in one tensor ``[B, L, 3, H, D]``, which is read in place."""
-    _require("qkv", qkv, "[B, L, 3, H, D]", 5, 3)
+    _require("qkv", qkv, "[B, L, 3, H, D]", 5, (2, 3))
     q, k, v = qkv.unbind(2)
     rest = softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs
     return flash_attn_func(q, k, v, dropout_p, *rest)
@@ -110,18 +121,114 @@ def flash_attn_kvpacked_func(
     return_attn_probs: bool = False,
 ) -> _Result:
     """`flash_attn_func` of queries ``[B, Lq, Hq, D]`` with keys and values in one tensor ``[B, Lk, 2, Hkv, D]``."""
-    _require("kv", kv, "[B, Lk, 2, Hkv, D]", 5, 2)
+    _require("kv", kv, "[B, Lk, 2, Hkv, D]", 5, (2, 2))
     k, v = kv.unbind(2)
     rest = softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs
     return flash_attn_func(q, k, v, dropout_p, *rest)
 
 
-def _require(name: str, x: Tensor, shape: str, rank: int, packed: int | None = None) -> None:
-    """A tensor of this rank, with so many matrices in dimension 2.
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+) -> _Result:
+    """Attention of sequences that lie one after the other, without padding; the rest as `flash_attn_func`.
+
+    Args:
+        q: ``[Tq, Hq, D]``, the queries of all sequences.
+        k, v: ``[Tk, Hkv, D]``, their keys and values.
+        cu_seqlens_q, cu_seqlens_k: ``[N + 1]``, int32: sequence ``n`` has the rows from entry ``n`` to entry ``n + 1``.
+        max_seqlen_q, max_seqlen_k: without effect: the lengths themselves are known.
+        alibi_slopes: ``[Hq]`` or ``[N, Hq]``.
+        seqused_k: ``[N]``, int32: how many of its keys each sequence uses, from the first; all of them if None.
+
+    Returns:
+        ``[Tq, Hq, D]``; with ``return_attn_probs`` also the log-sum-exp ``[Hq, Tq]``, and None.
+
+    Raises:
+        TypeError, ValueError: as `flash_attention`, and lengths that do not fit: they are read before the launch.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _require(name, x, "[T, H, D]", 3)
+    for name, ends in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        require_tensor(name, ends, (torch.int32,), "int32")
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out, lse = attend(
+        q,
+        k,
+        v,
+        Lengths(cu_seqlens_q, cu_seqlens_k, seqused_k),
+        scale=softmax_scale,
+        causal=causal,
+        scoring=Scoring(dropout_p, softcap, window_size, alibi_slopes),
+    )
+    out = out[0].transpose(0, 1)
+    return (out, lse[0], None) if return_attn_probs else out
+
+
+def flash_attn_varlen_qkvpacked_func(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+) -> _Result:
+    """`flash_attn_varlen_func` of queries, keys and values in one tensor ``[T, 3, H, D]``, which is read in place."""
+    _require("qkv", qkv, "[T, 3, H, D]", 4, (1, 3))
+    q, k, v = qkv.unbind(1)
+    rest = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs
+    return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, *rest)
+
+
+def flash_attn_varlen_kvpacked_func(
+    q: Tensor,
+    kv: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+) -> _Result:
+    """`flash_attn_varlen_func` with keys and values in one tensor ``[T, 2, Hkv, D]``."""
+    _require("kv", kv, "[T, 2, Hkv, D]", 4, (1, 2))
+    k, v = kv.unbind(1)
+    rest = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs
+    return flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *rest)
+
+
+def _require(name: str, x: Tensor, shape: str, rank: int, packed: tuple[int, int] | None = None) -> None:
+    """A tensor of this rank, ``packed`` saying which dimension has which size.
 
     Raises:
         TypeError, ValueError: another one.
     """
     require_tensor(name, x)
-    if x.dim() != rank or (packed is not None and x.shape[2] != packed):
+    if x.dim() != rank or (packed is not None and x.shape[packed[0]] != packed[1]):
         raise ValueError(f"{name} has shape {list(x.shape)}; accepted is {shape}")

@@ -70,6 +70,6 @@ def test_new_lengths_compile_nothing() -> None:
 
 def test_threadgroup_memory_of_a_smaller_device_is_respected() -> None:
     small = Capabilities(threadgroup_bytes=16 * 1024)
-    assert all(0 < x.threadgroup_bytes <= 16 * 1024 for x in launches(problem(), small)[:1])
+    assert all(x.threadgroup_bytes <= 16 * 1024 for x in launches(problem(), small))
     wide = launches(problem(head_size=256, dtype=torch.float32), small)
     assert all(x.threadgroup_bytes == 0 for x in wide), "then nothing is staged"

@@ -32,8 +32,9 @@ from .arguments import (
 )
 from .function import Causal, Modifiers
 from .layout import batch_operator, fold, with_rank
+from .sequences import Lengths
 
-__all__ = ["Rotary", "attempt", "flash_attention"]
+__all__ = ["Rotary", "attempt", "autocast", "flash_attention", "modifiers_of"]
 
 _ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
 
@@ -221,7 +222,7 @@ def attempt(
         refusal = refuse_kinds(query, key, value)
         if refusal is not None:
             return refusal
-        query, key, value = _autocast(query, key, value)
+        query, key, value = autocast(query, key, value)
         refusal = refuse_operands(query, key, value, enable_gqa)
         if refusal is not None:
             return refusal
@@ -252,19 +253,19 @@ def attempt(
     if scoring is PLAIN:
         out, lse = _forward(q, k, v, mask, scale, causal)
     else:
-        out, lse = _forward(q, k, v, mask, scale, causal, *_modifiers(scoring, q, lead))
+        out, lse = _forward(q, k, v, mask, scale, causal, *modifiers_of(scoring, q, lead, q.shape[:2]))
     if direct:
         return out, lse
     shape = (*lead, *out.shape[2:])
     return out.reshape(shape), lse.reshape(shape[:-1])
 
 
-def _modifiers(scoring: Scoring, query: Tensor, lead: Sequence[int]) -> Modifiers:
-    """The operator's, for queries ``[B, Hq, Lq, D]`` that had the sizes ``lead`` before the last two dimensions."""
+def modifiers_of(scoring: Scoring, query: Tensor, lead: Sequence[int], rows: Sequence[int]) -> Modifiers:
+    """The operator's: what has a value for each head broadcasts to ``lead`` and becomes ``[*rows]``."""
     dtype, rotary = accumulator_dtype(query.dtype), scoring.rotary
     left, right = scoring.window or (-1, -1)
     slopes, sinks = (
-        None if x is None else x.to(dtype).expand(*lead).reshape(query.shape[:2]).contiguous()
+        None if x is None else x.to(dtype).expand(*lead).reshape(rows).contiguous()
         for x in (scoring.alibi_slopes, scoring.sinks)
     )
     modifiers = Modifiers(
@@ -286,7 +287,7 @@ def _modifiers(scoring: Scoring, query: Tensor, lead: Sequence[int]) -> Modifier
     return modifiers
 
 
-def _autocast(*operands: Tensor) -> tuple[Tensor, ...]:
+def autocast(*operands: Tensor) -> tuple[Tensor, ...]:
     """The operands in autocast's dtype where it is on; PyTorch's rule: float64 stays as it is."""
     dtype = autocast_dtype(operands[0].device.type)
     if dtype is None:
@@ -315,7 +316,14 @@ def _unwrap_causal_bias(query: Tensor, key: Tensor, attn_mask: Tensor, causal: C
 _SLOPES, _SINKS = (Modifiers._fields.index(name) for name in ("alibi_slopes", "sinks"))
 
 
+def _refuse_lengths(modifiers: tuple[Any, ...]) -> None:
+    lengths = Modifiers(*modifiers)._asdict().items()
+    if any(name in Lengths._fields and x is not None for name, x in lengths):
+        raise UnsupportedError("lengths of sequences inside torch.vmap; accepted are sequences that are more")
+
+
 def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    _refuse_lengths(args[6:])
     batched = (*range(4), 6 + _SLOPES, 6 + _SINKS)
     return batch_operator(_forward, info.batch_size, args, in_dims, batched), (0, 0)
 
@@ -323,6 +331,7 @@ def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tup
 def _vmap_backward(
     info: Any, in_dims: tuple[int | None, ...], *args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    _refuse_lengths(args[11:])
     batched = (*range(8), 11 + _SLOPES, 11 + _SINKS)
     *gradients, dmask, dsinks = batch_operator(_backward, info.batch_size, args, in_dims, batched)
     mask, dim = args[5], in_dims[5]

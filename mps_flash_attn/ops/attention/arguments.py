@@ -22,11 +22,14 @@ __all__ = [
     "autocast_dtype",
     "is_direct",
     "leading_sizes",
+    "refuse_groups",
     "refuse_kinds",
     "refuse_mask",
+    "refuse_mix",
     "refuse_operands",
     "refuse_scale",
     "refuse_scoring",
+    "refuse_sizes",
 ]
 
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
@@ -148,13 +151,13 @@ def refuse_kinds(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
 def refuse_operands(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> Refusal | None:
     """Checks of query, key and value against each other, after `refuse_kinds`."""
     return (
-        _refuse_mix(query, key, value)
-        or _refuse_sizes(query, key, value)
-        or (_refuse_groups(query, key, value) if enable_gqa else None)
+        refuse_mix(query, key, value)
+        or refuse_sizes(query, key, value)
+        or (refuse_groups(query, key, value) if enable_gqa else None)
     )
 
 
-def _refuse_mix(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
+def refuse_mix(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
     for name, operand in (("key", key), ("value", value)):
         if operand.device != query.device:
             return Refusal(
@@ -169,7 +172,7 @@ def _refuse_mix(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
     return None
 
 
-def _refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
+def refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
     """Checks of lengths, head sizes, and that there are heads."""
     head_size = query.shape[-1]
     if key.shape[-1] != head_size:
@@ -191,7 +194,7 @@ def _refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
     return None
 
 
-def _refuse_groups(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
+def refuse_groups(query: Tensor, key: Tensor, value: Tensor) -> Refusal | None:
     """Checks of the heads under ``enable_gqa``."""
     ranks = (query.dim(), key.dim(), value.dim())
     if min(ranks) < 3:

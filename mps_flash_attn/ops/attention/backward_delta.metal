@@ -11,8 +11,8 @@ kernel void attention_backward_delta(const device element* o [[buffer(0)]], cons
                                      uint3 position [[thread_position_in_grid]],
                                      ushort lane [[thread_index_in_simdgroup]]) {
     const int i = position.x / 32, head = position.y, batch = position.z;
-    o += matrix_offset(args.o_stride, batch, head) + i * args.o_stride[2];
-    d_o += matrix_offset(args.do_stride, batch, head) + i * args.do_stride[2];
+    o += batch * args.o_stride[0] + head * args.o_stride[1] + i * args.o_stride[2];
+    d_o += batch * args.do_stride[0] + head * args.do_stride[1] + i * args.do_stride[2];
 
     accum sum = 0;
     for (int d = lane; d < args.value_head_size; d += 32) sum += accum(o[d]) * accum(d_o[d]);

@@ -19,11 +19,12 @@ kernel void attention_backward_dkv(
     const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
     const device mask_element* attn_mask [[buffer(3)]], const device accum* cosines [[buffer(4)]],
     const device accum* sines [[buffer(5)]], const device accum* slopes [[buffer(6)]],
-    const device uint* seed [[buffer(7)]], const device element* d_o [[buffer(8)]],
-    const device accum* lse [[buffer(9)]], const device accum* delta [[buffer(10)]], device element* dk [[buffer(11)]],
-    device element* dv [[buffer(12)]], constant AttentionArgs& args [[buffer(13)]],
-    uint3 place [[threadgroup_position_in_grid]], ushort thread_index [[thread_index_in_threadgroup]],
-    ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
+    const device uint* seed [[buffer(7)]], const device int* sequences [[buffer(8)]],
+    const device element* d_o [[buffer(9)]], const device accum* lse [[buffer(10)]],
+    const device accum* delta [[buffer(11)]], device element* dk [[buffer(12)]], device element* dv [[buffer(13)]],
+    constant AttentionArgs& args [[buffer(14)]], uint3 place [[threadgroup_position_in_grid]],
+    ushort thread_index [[thread_index_in_threadgroup]], ushort simdgroup [[simdgroup_index_in_threadgroup]],
+    ushort lane [[thread_index_in_simdgroup]]) {
 #if STAGED
     threadgroup chunk tiles[pair_chunks<BQ>()];
 #else
@@ -35,13 +36,15 @@ kernel void attention_backward_dkv(
 #endif
 
     const uint3 block = unswizzled(place);
-    const int batch = block.z, key_head = block.y, D = args.head_size, DV = args.value_head_size;
+    const int key_head = block.y, D = args.head_size, DV = args.value_head_size;
+    const Sequence sequence = sequence_of(args, sequences, block.z);
     const int column_block = block.x % COLUMN_BLOCKS, block_row = block.x / COLUMN_BLOCKS * BK;
     const int j0 = block_row + simdgroup * OWN_ROWS;
-    const int rows = args.keys - j0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
+    const int rows = sequence.keys - j0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
+    if (SEQUENCES != SEQUENCES_NONE && block_row >= sequence.keys) return;
     const long k_stride = args.k_stride[2], v_stride = args.v_stride[2];
-    k += matrix_offset(args.k_stride, batch, key_head);
-    v += matrix_offset(args.v_stride, batch, key_head);
+    k += sequence.key_offset(args.k_stride, key_head, 0);
+    v += sequence.key_offset(args.v_stride, key_head, 0);
 
     const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
     Rows<BD> k_rows;
@@ -49,7 +52,7 @@ kernel void attention_backward_dkv(
 #if HOLD == HOLD_STAGED
     threadgroup chunk k_tile[staged_chunks<BK, BD>()];
     threadgroup chunk v_tile[staged_chunks<BK, BV>()];
-    const int block_rows = args.keys - block_row;
+    const int block_rows = sequence.keys - block_row;
     stage<BK, BD, THREADS>(k_tile, k + block_row * k_stride, k_stride, block_rows, D, of_keys.from(block_row),
                            thread_index);
     stage<BK, BV, THREADS>(v_tile, v + block_row * v_stride, v_stride, block_rows, DV, thread_index);
@@ -63,7 +66,7 @@ kernel void attention_backward_dkv(
     clear(dk_acc);
     clear(dv_acc);
 
-    const int queries = args.queries;
+    const int queries = sequence.queries;
     BlockPair<BQ> pair = {tiles,
                           {q, args.q_stride[2], queries, D, of_queries},
                           {d_o, args.do_stride[2], queries, DV, not_turned()},
@@ -71,16 +74,16 @@ kernel void attention_backward_dkv(
                           lane,
                           0};
     for (int head = key_head * args.group; head < (key_head + 1) * args.group; head++) {
-        const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
-        const Dropout dropout = dropout_of(args, seed, batch, head);
-        const long first_row = (batch * args.query_heads + head) * queries;
+        const ScoreMask mask = score_mask(args, attn_mask, slopes, sequence, head);
+        const Dropout dropout = dropout_of(args, seed, sequence, head);
+        const long first_row = sequence.row(args, head, 0);
         const int own_queries = rows > 0 ? mask.first_query(j0) : queries + BQ;  // all before are masked
         const int first = mask.first_query(block_row) / BQ * BQ, end = mask.seeing_queries(block_row + BK - 1);
         const int own_end = mask.seeing_queries(j0 + OWN_ROWS - 1);
 
         if (first < end)
-            pair.start(q + matrix_offset(args.q_stride, batch, head), d_o + matrix_offset(args.do_stride, batch, head),
-                       first);
+            pair.start(q + sequence.query_offset(args.q_stride, head, 0),
+                       d_o + sequence.query_offset(args.do_stride, head, 0), first);
         for (int i0 = first; i0 < end; i0 += BQ) {
             pair.prepare(i0);
 #if STAGE_VALUES
@@ -126,8 +129,8 @@ kernel void attention_backward_dkv(
         one[r] = rows_t(1);
     }
     const int dk_column = column_block * SUM_D, dv_column = column_block * SUM_V;
-    dk += matrix_offset(args.dk_stride, batch, key_head) + j0 * args.dk_stride[2] + dk_column;
-    dv += matrix_offset(args.dv_stride, batch, key_head) + j0 * args.dv_stride[2] + dv_column;
+    dk += sequence.key_offset(args.dk_stride, key_head, j0) + dk_column;
+    dv += sequence.key_offset(args.dv_stride, key_head, j0) + dv_column;
     store(dk_acc, scale, dk, args.dk_stride[2], rows, D - dk_column, lane);
     store(dv_acc, one, dv, args.dv_stride[2], rows, DV - dv_column, lane);
 }

@@ -19,11 +19,12 @@ kernel void attention_backward_dmask(
     const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
     const device mask_element* attn_mask [[buffer(3)]], const device accum* cosines [[buffer(4)]],
     const device accum* sines [[buffer(5)]], const device accum* slopes [[buffer(6)]],
-    const device uint* seed [[buffer(7)]], const device element* d_o [[buffer(8)]],
-    const device accum* lse [[buffer(9)]], const device accum* delta [[buffer(10)]],
-    device mask_element* d_mask [[buffer(11)]], constant AttentionArgs& args [[buffer(12)]],
-    uint3 block [[threadgroup_position_in_grid]], ushort thread_index [[thread_index_in_threadgroup]],
-    ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
+    const device uint* seed [[buffer(7)]], const device int* sequences [[buffer(8)]],
+    const device element* d_o [[buffer(9)]], const device accum* lse [[buffer(10)]],
+    const device accum* delta [[buffer(11)]], device mask_element* d_mask [[buffer(12)]],
+    constant AttentionArgs& args [[buffer(13)]], uint3 block [[threadgroup_position_in_grid]],
+    ushort thread_index [[thread_index_in_threadgroup]], ushort simdgroup [[simdgroup_index_in_threadgroup]],
+    ushort lane [[thread_index_in_simdgroup]]) {
     threadgroup chunk tiles[tiles_or_sums()];
 
     const int D = args.head_size, DV = args.value_head_size, queries = args.queries, keys = args.keys;
@@ -44,20 +45,21 @@ kernel void attention_backward_dmask(
 
     for (int batch = batches.begin; batch < batches.end; batch++)
         for (int head = heads.begin; head < heads.end; head++) {
-            const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
-            const Dropout dropout = dropout_of(args, seed, batch, head);
+            const Sequence sequence = sequence_of(args, sequences, batch);
+            const ScoreMask mask = score_mask(args, attn_mask, slopes, sequence, head);
+            const Dropout dropout = dropout_of(args, seed, sequence, head);
             const int key_head = head / args.group;
-            pair.start(k + matrix_offset(args.k_stride, batch, key_head),
-                       v + matrix_offset(args.v_stride, batch, key_head), keys);
+            pair.start(k + sequence.key_offset(args.k_stride, key_head, 0),
+                       v + sequence.key_offset(args.v_stride, key_head, 0), keys);
             for (int block_row = rows.begin; block_row < rows.end; block_row += BQ) {
                 const int i0 = block_row + simdgroup * OWN_ROWS, own = queries - i0;
-                const long first_row = (batch * args.query_heads + head) * args.queries + i0;
+                const long first_row = sequence.row(args, head, i0);
                 Rows<BD> q_rows;
                 Rows<BV> do_rows;
-                q_rows.start(q + matrix_offset(args.q_stride, batch, head) + i0 * args.q_stride[2], args.q_stride[2],
-                             own, D, of_queries.from(i0), lane);
-                do_rows.start(d_o + matrix_offset(args.do_stride, batch, head) + i0 * args.do_stride[2],
-                              args.do_stride[2], own, DV, not_turned(), lane);
+                q_rows.start(q + sequence.query_offset(args.q_stride, head, i0), args.q_stride[2], own, D,
+                             of_queries.from(i0), lane);
+                do_rows.start(d_o + sequence.query_offset(args.do_stride, head, i0), args.do_stride[2], own, DV,
+                              not_turned(), lane);
                 const int end = min(columns.end, mask.visible_keys(block_row + BQ - 1));
                 const int begin = max(columns.begin, mask.first_key(block_row) / BK * BK);
                 for (int j0 = begin; j0 < end; j0 += BK) {

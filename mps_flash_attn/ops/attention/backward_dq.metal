@@ -13,15 +13,18 @@
 #include "ops/attention/operand.h"
 #include "ops/attention/rotary.h"
 
-kernel void attention_backward_dq(
-    const device element* q [[buffer(0)]], const device element* k [[buffer(1)]], const device element* v [[buffer(2)]],
-    const device mask_element* attn_mask [[buffer(3)]], const device accum* cosines [[buffer(4)]],
-    const device accum* sines [[buffer(5)]], const device accum* slopes [[buffer(6)]],
-    const device uint* seed [[buffer(7)]], const device element* d_o [[buffer(8)]],
-    const device accum* lse [[buffer(9)]], const device accum* delta [[buffer(10)]], device element* dq [[buffer(11)]],
-    constant AttentionArgs& args [[buffer(12)]], uint3 place [[threadgroup_position_in_grid]],
-    uint3 grid [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
-    ushort simdgroup [[simdgroup_index_in_threadgroup]], ushort lane [[thread_index_in_simdgroup]]) {
+kernel void attention_backward_dq(const device element* q [[buffer(0)]], const device element* k [[buffer(1)]],
+                                  const device element* v [[buffer(2)]],
+                                  const device mask_element* attn_mask [[buffer(3)]],
+                                  const device accum* cosines [[buffer(4)]], const device accum* sines [[buffer(5)]],
+                                  const device accum* slopes [[buffer(6)]], const device uint* seed [[buffer(7)]],
+                                  const device int* sequences [[buffer(8)]], const device element* d_o [[buffer(9)]],
+                                  const device accum* lse [[buffer(10)]], const device accum* delta [[buffer(11)]],
+                                  device element* dq [[buffer(12)]], constant AttentionArgs& args [[buffer(13)]],
+                                  uint3 place [[threadgroup_position_in_grid]], uint3 grid [[threadgroups_per_grid]],
+                                  ushort thread_index [[thread_index_in_threadgroup]],
+                                  ushort simdgroup [[simdgroup_index_in_threadgroup]],
+                                  ushort lane [[thread_index_in_simdgroup]]) {
 #if STAGED
     threadgroup chunk tiles[pair_chunks<BK>()];
 #else
@@ -29,20 +32,22 @@ kernel void attention_backward_dq(
 #endif
 
     const uint3 block = unswizzled(place), blocks = unswizzled(grid);
-    const int batch = block.z, head = block.y, key_head = head / args.group;
+    const int head = block.y, key_head = head / args.group;
     const int D = args.head_size, DV = args.value_head_size;
-    const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
-    const Dropout dropout = dropout_of(args, seed, batch, head);
+    const Sequence sequence = sequence_of(args, sequences, block.z);
+    const ScoreMask mask = score_mask(args, attn_mask, slopes, sequence, head);
+    const Dropout dropout = dropout_of(args, seed, sequence, head);
     const int number = blocks.x - 1 - block.x;  // causal blocks with most keys start first
     const int first_column = number % COLUMN_BLOCKS * SUM_D, block_row = number / COLUMN_BLOCKS * BQ;
     const int i0 = block_row + simdgroup * OWN_ROWS;
     const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
+    if (SEQUENCES == SEQUENCES_ALL && block_row >= mask.queries) return;
     const int block_keys = mask.visible_keys(block_row + BQ - 1);
     const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
     const int first = mask.first_key(block_row) / BK * BK, own_first = mask.first_key(i0);
     const long q_stride = args.q_stride[2], do_stride = args.do_stride[2];
-    q += matrix_offset(args.q_stride, batch, head);
-    d_o += matrix_offset(args.do_stride, batch, head);
+    q += sequence.query_offset(args.q_stride, head, 0);
+    d_o += sequence.query_offset(args.do_stride, head, 0);
 
     const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
     Rows<BD> q_rows;
@@ -60,7 +65,7 @@ kernel void attention_backward_dq(
     q_rows.start(q + i0 * q_stride, q_stride, rows, D, of_queries.from(i0), lane);
     do_rows.start(d_o + i0 * do_stride, do_stride, rows, DV, not_turned(), lane);
 #endif
-    const long first_row = (batch * args.query_heads + head) * args.queries + i0;
+    const long first_row = sequence.row(args, head, i0);
     rows_t lse_rows[ROW_TILES], delta_rows[ROW_TILES];
     for (short r = 0; r < ROW_TILES; r++) {
         lse_rows[r] = load_rows(lse + first_row + r * TILE, rows - r * TILE, lane);
@@ -69,8 +74,8 @@ kernel void attention_backward_dq(
     TileC acc[ROW_TILES][SUM_D / TILE];
     clear(acc);
 
-    k += matrix_offset(args.k_stride, batch, key_head);
-    v += matrix_offset(args.v_stride, batch, key_head);
+    k += sequence.key_offset(args.k_stride, key_head, 0);
+    v += sequence.key_offset(args.v_stride, key_head, 0);
     BlockPair<BK> pair = {tiles,
                           {k, args.k_stride[2], mask.keys, D, of_keys},
                           {v, args.v_stride[2], mask.keys, DV, not_turned()},
@@ -101,6 +106,6 @@ kernel void attention_backward_dq(
 
     rows_t scale[ROW_TILES];
     for (short r = 0; r < ROW_TILES; r++) scale[r] = rows_t(args.scale);
-    dq += matrix_offset(args.dq_stride, batch, head) + i0 * args.dq_stride[2] + first_column;
+    dq += sequence.query_offset(args.dq_stride, head, i0) + first_column;
     store(acc, scale, dq, args.dq_stride[2], rows, D - first_column, lane);
 }

@@ -23,10 +23,10 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
                               const device element* v [[buffer(2)]], const device mask_element* attn_mask [[buffer(3)]],
                               const device accum* cosines [[buffer(4)]], const device accum* sines [[buffer(5)]],
                               const device accum* slopes [[buffer(6)]], const device accum* sinks [[buffer(7)]],
-                              const device uint* seed [[buffer(8)]], device output* o [[buffer(9)]],
-                              device accum* lse [[buffer(10)]], constant AttentionArgs& args [[buffer(11)]],
-                              uint3 place [[threadgroup_position_in_grid]], uint3 grid [[threadgroups_per_grid]],
-                              ushort thread_index [[thread_index_in_threadgroup]],
+                              const device uint* seed [[buffer(8)]], const device int* sequences [[buffer(9)]],
+                              device output* o [[buffer(10)]], device accum* lse [[buffer(11)]],
+                              constant AttentionArgs& args [[buffer(12)]], uint3 place [[threadgroup_position_in_grid]],
+                              uint3 grid [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
                               ushort simdgroup [[simdgroup_index_in_threadgroup]],
                               ushort lane [[thread_index_in_simdgroup]]) {
 #if STAGED
@@ -37,23 +37,25 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
 #endif
 
     const uint3 block = unswizzled(place), blocks = unswizzled(grid);
-    const int batch = block.z, head = block.y, key_head = head / args.group, D = args.head_size;
-    const ScoreMask mask = score_mask(args, attn_mask, slopes, batch, head);
-    const Dropout dropout = dropout_of(args, seed, batch, head);
+    const int head = block.y, key_head = head / args.group, D = args.head_size;
+    const Sequence sequence = sequence_of(args, sequences, block.z);
+    const ScoreMask mask = score_mask(args, attn_mask, slopes, sequence, head);
+    const Dropout dropout = dropout_of(args, seed, sequence, head);
     const int number = blocks.x - 1 - block.x;  // causal blocks with most keys start first
     const int first_column = number % COLUMN_BLOCKS * SUM_V, columns = args.value_head_size - first_column;
     const int splits = args.splits, split = number / COLUMN_BLOCKS % splits;
     const int block_row = number / COLUMN_BLOCKS / splits * BQ;
     const int i0 = block_row + simdgroup * OWN_ROWS;
     const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
+    if (SEQUENCES == SEQUENCES_ALL && block_row >= mask.queries) return;
     const int split_keys = args.split_keys, split_start = split * split_keys;
     const int block_keys = split_start + min(mask.visible_keys(block_row + BQ - 1) - split_start, split_keys);
     const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
     const int first = max(split_start, mask.first_key(block_row) / BK * BK), own_first = mask.first_key(i0);
     const long q_stride = args.q_stride[2], k_stride = args.k_stride[2], v_stride = args.v_stride[2];
-    q += matrix_offset(args.q_stride, batch, head);
-    k += matrix_offset(args.k_stride, batch, key_head);
-    v += matrix_offset(args.v_stride, batch, key_head) + first_column;
+    q += sequence.query_offset(args.q_stride, head, 0);
+    k += sequence.key_offset(args.k_stride, key_head, 0);
+    v += sequence.key_offset(args.v_stride, key_head, 0) + first_column;
 
     const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
     Rows<BD> q_rows;
@@ -66,7 +68,7 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     q_rows.start(q + i0 * q_stride, q_stride, rows, D, of_queries.from(i0), lane);
 #endif
     OnlineSoftmax softmax[ROW_TILES];
-    const accum sink = SINKS && split == 0 ? sinks[batch * args.query_heads + head] : accum(-INFINITY);
+    const accum sink = SINKS && split == 0 ? sinks[sequence.number * args.query_heads + head] : accum(-INFINITY);
     for (short r = 0; r < ROW_TILES; r++) softmax[r].start(mask.unit, sink, lane);
     TileC acc[ROW_TILES][SUM_V / TILE];
     clear(acc);
@@ -101,9 +103,9 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
 
     rows_t inverse[ROW_TILES];
     for (short r = 0; r < ROW_TILES; r++) inverse[r] = softmax[r].finish();
-    o += split * args.split_rows * args.value_head_size + matrix_offset(args.o_stride, batch, head) + first_column;
-    store(acc, inverse, o + i0 * args.o_stride[2], args.o_stride[2], rows, columns, lane);
+    o += split * args.split_rows * args.value_head_size + sequence.query_offset(args.o_stride, head, i0) + first_column;
+    store(acc, inverse, o, args.o_stride[2], rows, columns, lane);
     if (first_column > 0) return;
-    lse += split * args.split_rows + (batch * args.query_heads + head) * args.queries + i0;
+    lse += split * args.split_rows + sequence.row(args, head, i0);
     for (short r = 0; r < ROW_TILES; r++) store_rows(softmax[r].log_sum_exp(), lse + r * TILE, rows - r * TILE, lane);
 }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import launch, tune
+from ...errors import UnsupportedError
 from ...launch import CHUNK_BYTES, Launch, Runtime
 from ...runtime.base import for_device
 from ..calls import PreparedCalls, alignment, geometry
@@ -23,12 +24,14 @@ from ..merge import function as merging
 from ..merge import plan as merging_plan
 from ..rope.function import turn_back
 from . import plan
+from .sequences import Lengths, Table, read
 
 __all__ = ["Causal", "Options", "attention_backward", "attention_forward", "describe", "empty_output"]
 
-#: A mask, tables of cosines and sines, slopes, sinks and a seed: what a call may lack.
-_Extras = tuple["Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None", "Tensor | None"]
-_ForwardCall = Callable[[Tensor, Tensor, Tensor, _Extras], "tuple[Tensor, Tensor]"]
+#: A mask, tables of cosines and sines, slopes, sinks, a seed and a table of sequences: what a call may lack.
+_Extras = tuple["Tensor | None", ...]
+#: With whether every query belongs to a sequence.
+_ForwardCall = Callable[[Tensor, Tensor, Tensor, _Extras, bool], "tuple[Tensor, Tensor]"]
 _BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunch, "launch.BoundLaunch | None"]
 
 _Plan = TypeVar("_Plan")
@@ -53,6 +56,7 @@ class Options(NamedTuple):
         window: keys before and after a query's place that it sees, -1 for all.
         bottom_right: whether the last query stands at the last key, for windows and slopes, instead of the first at the
             first. So it does where ``causal`` says so.
+        sequences: where lengths are in a table.
     """
 
     scale: float
@@ -64,17 +68,23 @@ class Options(NamedTuple):
     softcap: float = 0.0
     window: tuple[int, int] = (-1, -1)
     bottom_right: bool = False
+    sequences: plan.Sequences | None = None
 
     def offsets(self, queries: int, keys: int) -> dict[str, Any]:
-        """``diagonal``, ``window_offset`` and ``causal_offset`` of a problem of these lengths."""
-        diagonal = keys - queries if self.bottom_right or self.causal == Causal.BOTTOM_RIGHT else 0
+        """Where queries stand among keys, for a problem of these lengths."""
+        bottom_right = self.bottom_right or self.causal == Causal.BOTTOM_RIGHT
+        diagonal = keys - queries if bottom_right and self.sequences is None else 0
         left, right = (min(n, queries + keys) for n in self.window)
         if self.causal:
             right = 0
+        if queries == 1 and bottom_right:
+            right = -1  # a query at the last key sees all before
         return {
             "diagonal": diagonal,
             "window_offset": None if left < 0 else diagonal - left,
             "causal_offset": None if right < 0 else diagonal + right,
+            "sequences": self.sequences,
+            "bottom_right": bottom_right,
         }
 
 
@@ -121,7 +131,8 @@ def describe(
             )
     batch, query_heads, queries, head_size = query.shape
     key_heads, keys = key.shape[1:3]
-    if key.shape != (batch, key_heads, keys, head_size):
+    batches = batch if options.sequences is None else key.shape[0]
+    if key.shape != (batches, key_heads, keys, head_size):
         raise ValueError(f"key has shape {tuple(key.shape)}; accepted: query's B {batch} and D {head_size}")
     if value.shape[:3] != key.shape[:3]:
         raise ValueError(f"value has shape {tuple(value.shape)}; accepted: that of key but for D, {tuple(key.shape)}")
@@ -197,6 +208,8 @@ class Modifiers(NamedTuple):
         window_left, window_right: keys before and after a query's place that it sees; -1 for all.
         bottom_right: whether query ``i`` stands at key ``i + Lk - Lq`` instead of ``i``; so it does where ``causal``
             says so.
+        cu_seqlens_q, cu_seqlens_k, seqused_k, cache_batch_idx, cache_leftpad: those of `Lengths`; slopes, sinks and
+            dropped weights are those of sequences then, in the place of batches.
     """
 
     cos: Tensor | None = None
@@ -211,14 +224,27 @@ class Modifiers(NamedTuple):
     window_left: int = -1
     window_right: int = -1
     bottom_right: bool = False
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    seqused_k: Tensor | None = None
+    cache_batch_idx: Tensor | None = None
+    cache_leftpad: Tensor | None = None
 
-    def options(self, query: Tensor, key: Tensor, scale: float, causal: int) -> Options:
+    def table(self, query: Tensor, key: Tensor) -> Table | None:
+        """That of the sequences, if there is one."""
+        lengths = Lengths(*(getattr(self, name) for name in Lengths._fields))
+        return None if all(x is None for x in lengths) else read(lengths, query, key)
+
+    def options(
+        self, query: Tensor, key: Tensor, scale: float, causal: int, sequences: plan.Sequences | None = None
+    ) -> Options:
         """What a plan depends on, once the tensors are known to fit.
 
         Raises:
             ValueError, TypeError: they do not.
         """
-        rows, dtype = tuple(query.shape[:2]), accumulator_dtype(query.dtype)
+        rows = (sequences.count if sequences else query.shape[0], query.shape[1])
+        dtype = accumulator_dtype(query.dtype)
         for name, x in (("alibi_slopes", self.alibi_slopes), ("sinks", self.sinks)):
             if x is not None and not (
                 x.shape == rows and x.dtype == dtype and x.device == query.device and x.is_contiguous()
@@ -244,26 +270,35 @@ class Modifiers(NamedTuple):
             softcap=self.softcap,
             window=(self.window_left, self.window_right),
             bottom_right=self.bottom_right,
+            sequences=sequences,
         )
 
 
+#: The places of the modifiers that are tensors.
+_TENSORS = tuple(name for name, kind in Modifiers.__annotations__.items() if "Tensor" in str(kind))
 _NO_MODIFIERS = Modifiers()
 
 
 def _read(
     modifiers: tuple[Any, ...], query: Tensor, key: Tensor, scale: float, causal: int
-) -> tuple[Modifiers, Options]:
+) -> tuple[Modifiers, Options, Table | None]:
     """An operator's last arguments by name, and its options; PyTorch leaves out those that have their defaults."""
     if not modifiers:
-        return _NO_MODIFIERS, Options(scale, causal)
+        return _NO_MODIFIERS, Options(scale, causal), None
     named = Modifiers(*modifiers)
-    return named, named.options(query, key, scale, causal)
+    table = named.table(query, key)
+    return named, named.options(query, key, scale, causal, None if table is None else table.shape), table
+
+
+def _rows(table: Table | None) -> Tensor | None:
+    return None if table is None else table.rows
 
 
 _MODIFIERS = (
     "Tensor? cos=None, Tensor? sin=None, bool interleaved=False, SymInt query_position=0, "
     "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? seed=None, float dropout_p=0.0, float softcap=0.0, "
-    "SymInt window_left=-1, SymInt window_right=-1, bool bottom_right=False"
+    "SymInt window_left=-1, SymInt window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, "
+    "Tensor? cu_seqlens_k=None, Tensor? seqused_k=None, Tensor? cache_batch_idx=None, Tensor? cache_leftpad=None"
 )
 _FORWARD = (
     "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, float scale, SymInt causal, "
@@ -282,7 +317,7 @@ def _prepare_forward(
     runtime = for_device(query.device.type)
     problem = describe(query, key, value, attn_mask, options, out=empty_output(query, value))
     lse_shape, dtype, device = tuple(query.shape[:3]), accumulator_dtype(query.dtype), query.device
-    nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0
+    nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0 and options.sequences is None
     planned = _planned(
         plan.FORWARD,
         problem,
@@ -292,7 +327,7 @@ def _prepare_forward(
     bound = launch.bind(planned.launch, runtime)
     merge = None if planned.splits == 1 else _prepare_merge(planned.splits, query, value, runtime)
 
-    def call(query: Tensor, key: Tensor, value: Tensor, extras: _Extras) -> tuple[Tensor, Tensor]:
+    def call(query: Tensor, key: Tensor, value: Tensor, extras: _Extras, whole: bool) -> tuple[Tensor, Tensor]:
         out = launch.poisoned(empty_output(query, value), runtime)
         lse = launch.empty(lse_shape, dtype, device, runtime)
         if no_keys:
@@ -301,10 +336,14 @@ def _prepare_forward(
         if nothing_to_do:
             return out, lse
         read = (query, key, value, *(query if x is None else x for x in extras))
+        if not whole:
+            out.zero_(), lse.fill_(-torch.inf)
         if merge is None:
             bound(*read, out, lse)
             return out, lse
         outs, lses = _parts(planned.splits, query, value, runtime)
+        if not whole:
+            outs.zero_(), lses.fill_(-torch.inf)
         bound(*read, outs, lses)
         merge(outs, outs[1:], lses, lses[1:], out, lse)
         return out, lse
@@ -348,11 +387,12 @@ def attention_forward(
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
         UnsupportedError: a problem that no plan serves.
     """
-    named, options = _read(modifiers, query, key, scale, causal)
+    named, options, table = _read(modifiers, query, key, scale, causal)
     mask = None if attn_mask is None else geometry(attn_mask)
     problem = (geometry(query), geometry(key), geometry(value), mask, options)
     call = _forward_calls.prepared(problem, _prepare_forward, query, key, value, attn_mask, options)
-    return call(query, key, value, (attn_mask, named.cos, named.sin, named.alibi_slopes, named.sinks, named.seed))
+    extras = (attn_mask, named.cos, named.sin, named.alibi_slopes, named.sinks, named.seed, _rows(table))
+    return call(query, key, value, extras, table is None or table.all_queries)
 
 
 def _prepare_backward(
@@ -411,7 +451,9 @@ def attention_backward(
         raise ValueError(f"grad_lse is {grad_lse.dtype} of shape {tuple(grad_lse.shape)}; accepted: that of lse")
     if mask_gradient and (attn_mask is None or attn_mask.dtype == torch.bool):
         raise ValueError("mask_gradient is True; accepted: False, or an additive attn_mask")
-    named, options = _read(modifiers, query, key, scale, causal)
+    named, options, table = _read(modifiers, query, key, scale, causal)
+    if named.cache_batch_idx is not None or named.cache_leftpad is not None:
+        raise UnsupportedError("attention with cache_batch_idx or cache_leftpad has no gradient")
     if grad_out.stride(3) != 1:
         grad_out = grad_out.contiguous()
     lse, grad_lse = lse.contiguous(), None if grad_lse is None else grad_lse.contiguous()
@@ -422,9 +464,13 @@ def attention_backward(
     if mask_gradient and attn_mask is not None:
         dmask = launch.empty(tuple(attn_mask.shape), attn_mask.dtype, query.device, runtime)
     if query.numel() == 0 or key.numel() == 0:
-        dsinks = _sink_gradient(named.sinks, lse, lse.new_zeros(()) if grad_lse is None else -grad_lse)
+        dsinks = _sink_gradient(named.sinks, lse, lse.new_zeros(()) if grad_lse is None else -grad_lse, table)
         return dq.zero_(), dk.zero_(), dv.zero_(), dmask.zero_(), dsinks
 
+    if table is not None and not table.all_queries:
+        dq.zero_()
+    if table is not None and not table.all_keys:
+        dk.zero_(), dv.zero_()
     tensors = {"out": out, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
     inputs = (query, key, value, *tensors.values())
     masks = () if attn_mask is None else (attn_mask,)
@@ -433,7 +479,7 @@ def attention_backward(
         problem, _prepare_backward, query, key, value, attn_mask, options, tensors, grad_lse is not None, mask_gradient
     )
     run_delta(out, grad_out, lse if grad_lse is None else grad_lse, lse, delta)
-    extras = (attn_mask, named.cos, named.sin, named.alibi_slopes, named.seed)
+    extras = (attn_mask, named.cos, named.sin, named.alibi_slopes, named.seed, _rows(table))
     read = (query, key, value, *(query if x is None else x for x in extras), grad_out, lse, delta)
     run_dq(*read, dq)
     run_dkv(*read, dk, dv)
@@ -443,13 +489,20 @@ def attention_backward(
         for gradient, first in ((dq, named.query_position), (dk, 0)):
             rows = slice(first, first + gradient.shape[2])
             turn_back(gradient, named.cos[rows], named.sin[rows], named.interleaved)
-    return dq, dk, dv, dmask, _sink_gradient(named.sinks, lse, delta)
+    return dq, dk, dv, dmask, _sink_gradient(named.sinks, lse, delta, table)
 
 
-def _sink_gradient(sinks: Tensor | None, lse: Tensor, delta: Tensor) -> Tensor:
-    """That of ``[B, Hq]`` sinks: a sink has no value, so its ``dS = P (0 - delta)``, summed over the queries."""
+def _sink_gradient(sinks: Tensor | None, lse: Tensor, delta: Tensor, table: Table | None) -> Tensor:
+    """That of sinks ``[B, Hq]``: a sink has no value, so its ``dS = P (0 - delta)``, summed over the queries."""
     if sinks is None:
         return lse.new_empty(0)
+    if table is not None and table.shape.of_queries:
+        delta = delta.expand_as(lse)
+        rows = [
+            _sink_gradient(sinks[n : n + 1], lse[:, :, first:end], delta[:, :, first:end], None)
+            for n, (first, end) in enumerate(table.query_bounds)
+        ]
+        return torch.cat(rows) if rows else torch.zeros_like(sinks)
     weights = torch.exp(sinks[:, :, None] - lse).masked_fill(lse == -torch.inf, 0)
     return -(weights * delta).sum(2)
 
@@ -483,16 +536,15 @@ def _(
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, attn_mask, ctx.scale, ctx.causal, *modifiers = inputs
     named = Modifiers(*modifiers)
-    ctx.numbers = named._replace(cos=None, sin=None, alibi_slopes=None, sinks=None, seed=None)
-    ctx.save_for_backward(
-        query, key, value, attn_mask, *output, named.cos, named.sin, named.alibi_slopes, named.sinks, named.seed
-    )
+    none: dict[str, Any] = dict.fromkeys(_TENSORS)
+    ctx.numbers = named._replace(**none)
+    ctx.save_for_backward(query, key, value, attn_mask, *output, *(getattr(named, name) for name in _TENSORS))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    query, key, value, attn_mask, out, lse, cos, sin, alibi_slopes, sinks, seed = ctx.saved_tensors
-    modifiers = ctx.numbers._replace(cos=cos, sin=sin, alibi_slopes=alibi_slopes, sinks=sinks, seed=seed)
+    query, key, value, attn_mask, out, lse, *tensors = ctx.saved_tensors
+    modifiers = ctx.numbers._replace(**dict(zip(_TENSORS, tensors, strict=True)))
     before_sinks = 6 + Modifiers._fields.index("sinks")
     after_sinks = 5 + len(Modifiers._fields) - before_sinks
     if grad_out is None and grad_lse is None:
@@ -503,7 +555,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     dq, dk, dv, dmask, dsinks = torch.ops.mps_flash_attn.attention_backward(
         grad_out, grad_lse, query, key, value, attn_mask, out, lse, wants_mask, ctx.scale, ctx.causal, *modifiers
     )
-    dmask, dsinks = dmask if wants_mask else None, None if sinks is None else dsinks
+    dmask, dsinks = dmask if wants_mask else None, None if modifiers.sinks is None else dsinks
     return dq, dk, dv, dmask, *(None,) * (before_sinks - 4), dsinks, *(None,) * after_sinks
 
 

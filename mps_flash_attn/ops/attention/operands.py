@@ -60,7 +60,7 @@ def operands(inputs: Inputs) -> dict[str, Operands]:
     # Queries stand in for what a kernel does not read.
     before, sinks, seed = (
         tuple(inputs.query if x is None else x for x in extras)
-        for extras in ((inputs.attn_mask, m.cos, m.sin, m.alibi_slopes), (m.sinks,), (m.seed,))
+        for extras in ((inputs.attn_mask, m.cos, m.sin, m.alibi_slopes), (m.sinks,), (m.seed, None))
     )
     read = (inputs.query, inputs.key, inputs.value, *before)
     exact_lse, exact_delta = (x.reference.to(grad_lse.dtype) for x in (lse, delta))

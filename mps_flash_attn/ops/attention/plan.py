@@ -31,6 +31,7 @@ __all__ = [
     "MaskLayout",
     "Problem",
     "Rotation",
+    "Sequences",
     "Tiling",
     "Traffic",
     "backward",
@@ -105,6 +106,22 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class Sequences:
+    """What a plan depends on where a table says which rows are a sequence.
+
+    Attributes:
+        count: of sequences.
+        queries, keys: at least as many as the longest one has.
+        of_queries: whether the table says so of queries, too.
+    """
+
+    count: int
+    queries: int
+    keys: int
+    of_queries: bool
+
+
+@dataclass(frozen=True)
 class Problem:
     """Everything about a call that a plan may depend on, sizes as in the kernels.
 
@@ -117,6 +134,9 @@ class Problem:
         alibi: whether each head has a slope.
         sinks: whether each head has a sink.
         dropout_p: the share of weights that are dropped.
+        sequences: ``None`` where each batch is one.
+        bottom_right: whether the last query of each sequence stands at its last key, where lengths are in a table;
+            otherwise the offsets say so.
     """
 
     dtype: torch.dtype
@@ -138,10 +158,27 @@ class Problem:
     alibi: bool = False
     sinks: bool = False
     dropout_p: float = 0.0
+    sequences: Sequences | None = None
+    bottom_right: bool = False
 
     @property
     def accumulator(self) -> str:
         return accumulator(self.dtype)
+
+    @property
+    def count(self) -> int:
+        """Of sequences."""
+        return self.sequences.count if self.sequences else self.batch
+
+    @property
+    def longest_queries(self) -> int:
+        """At least as many as any sequence has."""
+        return self.sequences.queries if self.sequences and self.sequences.of_queries else self.queries
+
+    @property
+    def longest_keys(self) -> int:
+        """Likewise."""
+        return self.sequences.keys if self.sequences else self.keys
 
 
 class Hold(enum.IntEnum):
@@ -430,7 +467,7 @@ def shape_class(problem: Problem) -> str:
     """The name of the problems that share a tuned tiling; their dtype is named beside it."""
     causal = "" if problem.causal_offset is None else "-causal"
     causal += "" if problem.window_offset is None else "-window"
-    queries, keys = ("short" if n <= _SHORT else "long" for n in (problem.queries, problem.keys))
+    queries, keys = ("short" if n <= _SHORT else "long" for n in (problem.longest_queries, problem.longest_keys))
     rotary = "" if problem.rotation is None else "-rotary"
     sizes = "-".join(str(_padded(n, 1)) for n in dict.fromkeys((problem.head_size, problem.value_head_size)))
     return f"D{sizes}{causal}{rotary}-{queries}-queries-{keys}-keys"
@@ -493,8 +530,9 @@ def _words(problem: Problem, split_keys: int | None = None) -> tuple[int, ...]:
             "causal_offset": problem.causal_offset or 0,
             "window_offset": problem.window_offset or 0,
             "diagonal": problem.diagonal,
-            "splits": 1 if split_keys is None else -(-problem.keys // split_keys),
-            "split_keys": problem.keys if split_keys is None else split_keys,
+            "bottom_right": int(problem.sequences is not None and problem.bottom_right),
+            "splits": 1 if split_keys is None else -(-problem.longest_keys // split_keys),
+            "split_keys": problem.longest_keys if split_keys is None else split_keys,
             "split_rows": problem.batch * problem.query_heads * problem.queries,
             "rotary_pairs": problem.rotation.pairs if problem.rotation else 0,
             "query_position": problem.rotation.query_position if problem.rotation else 0,
@@ -520,6 +558,7 @@ def _common_defines(problem: Problem) -> tuple[Define, ...]:
         ("SOFTCAP", int(problem.softcap > 0)),
         ("DROPOUT", int(problem.dropout_p > 0)),
         ("ROTARY", 0 if problem.rotation is None else 2 if problem.rotation.interleaved else 1),
+        ("SEQUENCES", 0 if problem.sequences is None else 1 + problem.sequences.of_queries),
         ("ARGS_BYTES", _params().size),
     )
 
@@ -529,6 +568,8 @@ def _refuse(problem: Problem, capabilities: Capabilities) -> None:
         if not 1 <= head_size <= MAX_HEAD_SIZE:
             raise UnsupportedError(f"head size {head_size} is not in 1..{MAX_HEAD_SIZE}")
     refuse_dtype(problem.dtype, capabilities)
+    if problem.sequences is not None and (problem.mask is not None or problem.rotation is not None):
+        raise UnsupportedError("attn_mask or rotary together with lengths of sequences; accepted is one of them")
     if max(problem.queries, problem.keys) >= 2**31 - 2**10:
         raise UnsupportedError(f"sequence lengths {problem.queries} and {problem.keys} do not fit in 32 bits")
 
@@ -537,12 +578,13 @@ def packed(problem: Problem) -> Problem:
     """The same problem with the query heads that share a key head as one head of more queries, where strides allow it.
 
     Then they share tiles too, and their keys are read once. It takes rows that are evenly apart, that all see the same
-    keys (one query, as when text is generated, or no causal mask), and whose place and head decide nothing else.
+    keys (no causal mask, which one query at the last key has not), and whose place and head decide nothing else.
     """
     group, queries = problem.query_heads // problem.key_heads, problem.queries
-    unmasked = problem.causal_offset is None or (queries == 1 and problem.causal_offset >= problem.keys - 1)
+    unmasked = problem.causal_offset is None
     by_place = problem.window_offset is not None or problem.alibi or problem.sinks or problem.dropout_p > 0
-    if group == 1 or not unmasked or by_place or problem.rotation is not None:
+    apart = problem.sequences is not None and problem.sequences.of_queries
+    if group == 1 or not unmasked or by_place or apart or problem.rotation is not None:
         return problem
     (q, k, v, o), others = problem.layouts[:4], problem.layouts[4:]
     heads = [x.strides[1:3] for x in (q, o)] + ([problem.mask.strides[1:3]] if problem.mask else [])
@@ -579,16 +621,17 @@ def _split_keys(problem: Problem, capabilities: Capabilities, tiling: Tiling) ->
 
     A grid that leaves half of the cores without a threadgroup is filled by cutting the keys.
     """
-    groups = problem.batch * problem.query_heads * -(-problem.queries // tiling.own)
+    keys = problem.longest_keys
+    groups = problem.count * problem.query_heads * -(-problem.longest_queries // tiling.own)
     if groups == 0 or 2 * groups > capabilities.cores:
         return None
-    least = max(_LEAST_SPLIT_KEYS, _SPLIT_KEYS_A_QUERY * min(problem.queries, tiling.own))
-    splits = min(_GROUPS_A_CORE * capabilities.cores // groups, problem.keys // least)
+    least = max(_LEAST_SPLIT_KEYS, _SPLIT_KEYS_A_QUERY * min(problem.longest_queries, tiling.own))
+    splits = min(_GROUPS_A_CORE * capabilities.cores // groups, keys // least)
     if splits <= 1:
         return None
-    blocks = -(-problem.keys // tiling.block)
-    keys = -(-blocks // splits) * tiling.block
-    return keys if keys < problem.keys else None
+    blocks = -(-keys // tiling.block)
+    split_keys = -(-blocks // splits) * tiling.block
+    return split_keys if split_keys < keys else None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -612,16 +655,16 @@ def walk(
     tiling = _checked(tiling, problem, capabilities, kernel)
     if kernel is FORWARD:
         problem = packed(problem)
-    splits = 1 if split_keys is None else -(-problem.keys // split_keys)
+    splits = 1 if split_keys is None else -(-problem.longest_keys // split_keys)
     column_blocks = kernel.column_blocks(problem, tiling)
     (q, k, v), d_o = problem.layouts[:3], problem.layouts[4:5]
     walked: tuple[Layout, ...]
     kept: tuple[Layout, ...]
     if kernel.keeps_keys:
-        queries, keys, length, heads = tiling.block, tiling.own, problem.keys, problem.key_heads
+        queries, keys, length, heads = tiling.block, tiling.own, problem.longest_keys, problem.key_heads
         walked, kept = (q, *d_o), (k, v)
     else:
-        queries, keys, length, heads = tiling.own, tiling.block, problem.queries, problem.query_heads
+        queries, keys, length, heads = tiling.own, tiling.block, problem.longest_queries, problem.query_heads
         walked, kept = (k, v), (q, *d_o)[: kernel.matrices]
     copied = (walked if tiling.staged else ()) + (kept if tiling.hold == Hold.STAGED else ())
     defines: tuple[Define, ...] = (
@@ -645,7 +688,7 @@ def walk(
         kernel=f"attention_{kernel.name}",
         defines=defines,
         words=_words(problem, split_keys),
-        threads=(across * tiling.threads, down, problem.batch),
+        threads=(across * tiling.threads, down, problem.count),
         group_size=(tiling.threads, 1, 1),
         threadgroup_bytes=tiling.threadgroup_bytes(problem, kernel),
     )
@@ -685,9 +728,9 @@ def forward_in_parts(problem: Problem, capabilities: Capabilities, tiling: Tilin
     parts = packed(dataclasses.replace(problem, layouts=(*problem.layouts[:3], contiguous, *problem.layouts[4:])))
     split_keys = _split_keys(parts, capabilities, _checked(tiling, problem, capabilities, FORWARD))
     if split_keys is None:
-        return Forward(walk(problem, capabilities, FORWARD, tiling), 1, problem.keys)
+        return Forward(walk(problem, capabilities, FORWARD, tiling), 1, problem.longest_keys)
     launch = walk(parts, capabilities, FORWARD, tiling, split_keys=split_keys)
-    return Forward(launch, -(-problem.keys // split_keys), split_keys)
+    return Forward(launch, -(-problem.longest_keys // split_keys), split_keys)
 
 
 def _dmask_bytes(problem: Problem, tiling: Tiling) -> int:
@@ -736,6 +779,7 @@ def delta(problem: Problem, capabilities: Capabilities, lse_gradient: bool) -> L
         softcap=0.0,
         alibi=False,
         dropout_p=0.0,
+        sequences=None,
     )  # it sees no scores
     return Launch(
         file=f"{_FOLDER}/backward_delta.metal",
@@ -773,7 +817,13 @@ class Traffic:
 
 
 def predicted_traffic(launch: Launch, problem: Problem) -> Traffic:
-    """What a launch of ``forward`` or ``backward`` moves, summed over its threadgroups."""
+    """What a launch of ``forward`` or ``backward`` moves, summed over its threadgroups.
+
+    Raises:
+        ValueError: it follows from lengths in a table, which the problem does not have.
+    """
+    if problem.sequences is not None:
+        raise ValueError("what lengths in a table make a launch move is not known from its plan")
     defines = dict(launch.defines)
     predict = {
         "attention_forward": _forward_traffic,

@@ -1,0 +1,101 @@
+"""Attention of sequences whose lengths are in tensors: packed one after the other, padded, or in a cache."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...errors import UnsupportedError
+from .api import autocast, modifiers_of
+from .arguments import (
+    PLAIN,
+    Refusal,
+    Scoring,
+    refuse_groups,
+    refuse_kinds,
+    refuse_mix,
+    refuse_scale,
+    refuse_scoring,
+    refuse_sizes,
+)
+from .function import Causal
+from .sequences import Lengths
+
+__all__ = ["attend"]
+
+_forward = torch.ops.mps_flash_attn.attention_forward.default
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Lengths,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    scoring: Scoring = PLAIN,
+) -> tuple[Tensor, Tensor]:
+    """Attention of each sequence to its own keys, nothing of what pads them computed; the last query at the last key.
+
+    Args:
+        query: ``[1, Hq, T, D]`` with ``cu_seqlens_q``, else ``[N, Hq, Lq, D]``.
+        key, value: ``[1, Hkv, T, D]`` with ``cu_seqlens_k``, else ``[B, Hkv, Lk, D]``, the values with ``Dv`` columns;
+            ``Hq`` is a multiple of ``Hkv``.
+        lengths: at least one of them.
+        scale: ``1 / sqrt(D)`` if None.
+        causal: query ``i`` sees the keys ``j <= i + keys - queries`` of its sequence.
+        scoring: without rotary; slopes and sinks are ``[Hq]`` or ``[N, Hq]``.
+
+    Returns:
+        out like ``query`` but for ``Dv``, and lse, one a row, float32 (float64 for float64). Rows of no sequence are 0,
+        and -inf.
+
+    Raises:
+        TypeError, ValueError: as `flash_attention`, and lengths that do not fit.
+    """
+    refusal = refuse_kinds(query, key, value)
+    if refusal is None:
+        query, key, value = autocast(query, key, value)
+        refusal = refuse_mix(query, key, value) or refuse_sizes(query, key, value) or refuse_groups(query, key, value)
+    if refusal is None and scale is not None:
+        refusal = refuse_scale(scale)
+    count = _count(query, lengths)
+    if refusal is None and scoring is not PLAIN:
+        refusal = refuse_scoring(scoring, query, key, (count, query.shape[1]))
+    if isinstance(refusal, Refusal):
+        raise refusal.error
+    for name in ("cache_batch_idx", "cache_leftpad"):
+        if getattr(lengths, name) is not None and torch.is_grad_enabled():
+            _refuse_gradients(name, query=query, key=key, value=value, sinks=scoring.sinks)
+    rows = (count, query.shape[1])
+    modifiers = modifiers_of(scoring._replace(bottom_right=True), query, rows, rows)
+    query, key, value = (x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for x in (query, key, value))
+    out, lse = _forward(
+        query,
+        key,
+        value,
+        None,
+        1.0 / math.sqrt(query.shape[-1]) if scale is None else scale,
+        Causal.BOTTOM_RIGHT if causal else Causal.NONE,
+        *modifiers._replace(**lengths._asdict()),
+    )
+    return out, lse
+
+
+def _count(query: Tensor, lengths: Lengths) -> int:
+    """Of sequences; what lengths contradict it is refused when they are read."""
+    for name, x in lengths._asdict().items():
+        if isinstance(x, Tensor) and x.dim() == 1:
+            return max(len(x) - name.startswith("cu_"), 0)
+    return query.shape[0]
+
+
+def _refuse_gradients(why: str, **tensors: Tensor | None) -> None:
+    for name, x in tensors.items():
+        if x is not None and x.requires_grad:
+            raise UnsupportedError(
+                f"{name} requires grad and attention with {why} has no gradient; accepted is torch.no_grad()"
+            )
