@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +14,7 @@ import hypothesis
 import pytest
 import torch
 
-from mps_flash_attn import tune
+from mps_flash_attn import launch, tune
 from mps_flash_attn.ops import calls
 from mps_flash_attn.runtime import base, simulator
 from tests import on_gpu
@@ -103,3 +104,20 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture
+def assert_refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], type[Exception], str], None]:
+    """Asserts that a call raises an error of just this type, in whose message are these words, and launches nothing."""
+
+    def no_launch(*arguments: object) -> NoReturn:
+        raise AssertionError("a kernel is prepared")
+
+    def check(call: Callable[[], object], error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=re.escape(words)) as caught:
+            call()
+        assert type(caught.value) is error
+
+    calls.forget()
+    monkeypatch.setattr(launch, "bind", no_launch)
+    return check
