@@ -7,6 +7,7 @@ from .ops.cross_entropy.api import cross_entropy
 from .ops.elementwise.api import add, geglu, gelu, mul, relu, relu_squared, relu_squared_glu, silu, swiglu
 from .ops.embedding.api import embedding
 from .ops.gemm.api import linear, matmul
+from .ops.kv_cache.api import append_kv, rotate_queries
 from .ops.merge.api import merge_attention
 from .ops.norm.api import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .ops.quantize.api import QuantizedKV, quantize_kv
@@ -21,6 +22,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "amax",
+    "append_kv",
     "cross_entropy",
     "embedding",
     "flash_attention",
@@ -39,6 +41,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_tables",
+    "rotate_queries",
     "silu",
     "softmax",
     "sum",

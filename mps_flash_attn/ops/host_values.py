@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import UnsupportedError
 
-__all__ = ["host_values", "require_entries"]
+__all__ = ["filled", "host_values", "require_distinct", "require_entries"]
 
 #: By tensor: what tells its state, and the values that it had in that state.
 _known = WeakTensorKeyDictionary()
@@ -34,13 +34,25 @@ def host_values(tensor: Tensor, name: str = "a tensor") -> tuple[int, ...]:
     """
     if not _is_remembered(tensor):
         return _read(tensor, name)
-    state = tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride()
+    state = _state(tensor)
     known: tuple[object, tuple[int, ...]] | None = _known.get(tensor)
     if known is not None and known[0] == state:
         return known[1]
     values = _read(tensor, name)
     _known[tensor] = state, values
     return values
+
+
+def filled(value: int, count: int, device: torch.device) -> Tensor:
+    """A new int32 tensor ``[count]`` of one value, which nobody has to read to know it."""
+    tensor = torch.full((count,), value, dtype=torch.int32, device=device)
+    if not torch.compiler.is_compiling() and _is_remembered(tensor):
+        _known[tensor] = _state(tensor), (value,) * count
+    return tensor
+
+
+def _state(tensor: Tensor) -> object:
+    return tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _is_remembered(tensor: Tensor) -> bool:
@@ -65,3 +77,16 @@ def require_entries(name: str, values: tuple[int, ...], least: int, most: int, w
     for place, value in enumerate(values):
         if not least <= value <= most:
             raise ValueError(f"{name}[{place}] is {value}; accepted are {least} to {most}, {words}")
+
+
+def require_distinct(name: str, values: tuple[int, ...], words: str) -> None:
+    """No value twice among those of an argument, because of ``words``.
+
+    Raises:
+        ValueError: naming the first that is, and both places.
+    """
+    places: dict[int, int] = {}
+    for place, value in enumerate(values):
+        first = places.setdefault(value, place)
+        if first != place:
+            raise ValueError(f"{name}[{place}] is {value}, as {name}[{first}] is; accepted are distinct ones, {words}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mps_flash_attn import UnsupportedError
 from mps_flash_attn.ops import host_values as module
-from mps_flash_attn.ops.host_values import host_values, require_entries
+from mps_flash_attn.ops.host_values import filled, host_values, require_distinct, require_entries
 
 
 @pytest.fixture
@@ -88,6 +88,15 @@ def test_the_hosts_own_memory_is_read_each_time() -> None:
     assert host_values(lengths) == (5, 4)
 
 
+def test_a_tensor_of_one_value_is_not_read_until_it_changes(reads: list[Tensor]) -> None:
+    lengths = filled(5, 3, torch.device("cpu"))
+    assert lengths.dtype == torch.int32
+    assert host_values(lengths) == (5, 5, 5)
+    assert not reads
+    lengths[1] = 7
+    assert host_values(lengths) == (5, 7, 5)
+
+
 def test_nothing_is_read_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert host_values(torch.tensor([3])) == (3,)
@@ -102,3 +111,9 @@ def test_entries_outside_the_range_are_named() -> None:
     for values in ((0, 4, 9), (0, -1)):
         with pytest.raises(ValueError, match=rf"cache_seqlens\[1\] is {values[1]}; accepted are 0 to 3, rows"):
             require_entries("cache_seqlens", values, 0, 3, "rows")
+
+
+def test_equal_entries_are_named() -> None:
+    require_distinct("cache_batch_idx", (2, 0, 1), "reason")
+    with pytest.raises(ValueError, match=r"cache_batch_idx\[2\] is 2, as cache_batch_idx\[0\] is; .* ones, reason"):
+        require_distinct("cache_batch_idx", (2, 0, 2), "reason")

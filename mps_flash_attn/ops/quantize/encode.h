@@ -19,7 +19,7 @@ inline float scale_of(accum largest) {
     return scale >= 1.1754943508e-38f ? scale : 0;
 }
 
-// Rounded to nearest, ties to even, and no further than the largest finite number.
+// Rounded to nearest, ties to even.
 inline uint float8_code(float value) {
     const uint bits = as_type<uint>(value), sign = bits >> 31 << 7, magnitude = bits & 0x7fffffff;
     constexpr int dropped = 23 - FLOAT8_MANTISSA;
@@ -27,7 +27,7 @@ inline uint float8_code(float value) {
     uint code = ((magnitude + (1 << (dropped - 1)) - 1 + odd) >> dropped) - ((127 - FLOAT8_BIAS) << FLOAT8_MANTISSA);
     if (magnitude < uint(128 - FLOAT8_BIAS) << 23)  // below the smallest normal number, in steps of one size
         code = uint(rint(abs(value) / FLOAT8_STEP));
-    return sign | min(code, FLOAT8_LARGEST);
+    return sign | code;
 }
 
 inline uint nf4_code(float value) {
@@ -36,9 +36,10 @@ inline uint nf4_code(float value) {
     return code;
 }
 
-// The bits of the number nearest to `value`, the lowest STORED_BITS ones.
+// The bits of the number nearest to `value`, the lowest STORED_BITS ones. Over the scale of its group, a value is no
+// larger than STORED_LARGEST but for rounding, so that none has to be held back.
 inline uint stored_code(float value) {
     if (STORED == STORED_INT8 || STORED == STORED_INT4)
-        return uint(int(clamp(rint(value), -STORED_LARGEST, STORED_LARGEST))) & (STORED == STORED_INT8 ? 0xff : 0xf);
+        return uint(int(rint(value))) & (STORED == STORED_INT8 ? 0xff : 0xf);
     return STORED == STORED_NF4 ? nf4_code(value) : float8_code(value);
 }

@@ -8,8 +8,7 @@
 //
 // A thread takes two packs of a row, which are PACK pairs, or a pack that is only copied, of up to HEADS rows at one
 // position, so that it computes angles once for all of them. Grid: (threads of a row, L, outer * ceil(inner / HEADS)).
-#include "msl/pack.h"
-#include "msl/turn.h"
+#include "msl/turn_pack.h"
 #include "ops/rope/angle.h"
 
 kernel void rope_forward(const device element* input [[buffer(0)]], const device first_value* first [[buffer(1)]],
@@ -31,14 +30,6 @@ kernel void rope_forward(const device element* input [[buffer(0)]], const device
     Turn turns[PACK];
     for (short i = 0; i < PACK; i++)
         turns[i] = turn_of(first, second, args, outer / args.outer_per_batch, row, pair + i);
-    const long columns[2] = {INTERLEAVED ? 2 * pair : pair, INTERLEAVED ? 2 * pair + PACK : pairs + pair};
-    for (long n = begin; n < end; n++) {
-        Pack<element> packs[2];
-        for (short i = 0; i < 2; i++) packs[i] = load_pack(input + n * args.input_stride[0] + columns[i]);
-        for (short i = 0; i < PACK; i++) {
-            const short x = INTERLEAVED ? 2 * i : i, y = INTERLEAVED ? 2 * i + 1 : PACK + i;
-            rotate(packs[x / PACK].at[x % PACK], packs[y / PACK].at[y % PACK], turns[i]);
-        }
-        for (short i = 0; i < 2; i++) store_pack(output + n * args.output_stride[0] + columns[i], packs[i]);
-    }
+    for (long n = begin; n < end; n++)
+        turn_pairs(input + n * args.input_stride[0], output + n * args.output_stride[0], pair, pairs, turns);
 }
