@@ -17,7 +17,7 @@ def profile(case: Case, dtype: torch.dtype) -> tuple[simulator.Profile, plan.Pro
     arguments = (inputs.query, inputs.key, inputs.value, inputs.attn_mask)
     with simulator.profile() as counts:
         out, _, dq, dk, dv, *_ = ours(inputs)
-    options = inputs.modifiers.options(inputs.query, inputs.key, inputs.scale, int(inputs.causal))
+    options = inputs.modifiers.options(inputs.query, inputs.key, inputs.value, inputs.scale, int(inputs.causal))
     outputs = {"out": out, "grad_out": inputs.grad_out, "dq": dq, "dk": dk, "dv": dv}
     return counts, function.describe(*arguments, options, **outputs)
 

@@ -15,6 +15,8 @@ struct alignas(8) AttentionArgs {
     long q_stride[3];
     long k_stride[3];
     long v_stride[3];
+    long k_scale_stride[3];
+    long v_scale_stride[3];
     long o_stride[3];
     long do_stride[3];
     long dq_stride[3];
@@ -36,6 +38,9 @@ struct alignas(8) AttentionArgs {
     long splits;                   // S: the parts that the forward pass cuts the keys into
     long split_keys;               // of each part but perhaps the last, a multiple of BK
     long split_rows;               // of a part's output, B Hq Lq
+    long page_size;                // rows of a page of keys
+    long last_page;                // number of the last page that there is
+    long table_stride;             // entries of the table of pages for each sequence
     long rotary_pairs;             // R / 2
     long query_position;           // of the first query; the first key's is 0
     long drop_below;               // of 2^32: the share of weights that are dropped

@@ -14,19 +14,23 @@
 #include "msl/tile.h"
 #include "ops/attention/args.h"
 #include "ops/attention/block.h"
+#include "ops/attention/cache.h"
 #include "ops/attention/operand.h"
 #include "ops/attention/rotary.h"
 
 using output = OUTPUT;
 
-kernel void attention_forward(const device element* q [[buffer(0)]], const device element* k [[buffer(1)]],
-                              const device element* v [[buffer(2)]], const device mask_element* attn_mask [[buffer(3)]],
+kernel void attention_forward(const device element* q [[buffer(0)]], const device stored_element* k [[buffer(1)]],
+                              const device stored_element* v [[buffer(2)]],
+                              const device mask_element* attn_mask [[buffer(3)]],
                               const device accum* cosines [[buffer(4)]], const device accum* sines [[buffer(5)]],
                               const device accum* slopes [[buffer(6)]], const device accum* sinks [[buffer(7)]],
                               const device uint* seed [[buffer(8)]], const device int* sequences [[buffer(9)]],
-                              device output* o [[buffer(10)]], device accum* lse [[buffer(11)]],
-                              constant AttentionArgs& args [[buffer(12)]], uint3 place [[threadgroup_position_in_grid]],
-                              uint3 grid [[threadgroups_per_grid]], ushort thread_index [[thread_index_in_threadgroup]],
+                              const device int* block_table [[buffer(10)]], const device float* k_scales [[buffer(11)]],
+                              const device float* v_scales [[buffer(12)]], device output* o [[buffer(13)]],
+                              device accum* lse [[buffer(14)]], constant AttentionArgs& args [[buffer(15)]],
+                              uint3 place [[threadgroup_position_in_grid]], uint3 grid [[threadgroups_per_grid]],
+                              ushort thread_index [[thread_index_in_threadgroup]],
                               ushort simdgroup [[simdgroup_index_in_threadgroup]],
                               ushort lane [[thread_index_in_simdgroup]]) {
 #if STAGED
@@ -52,10 +56,8 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     const int block_keys = split_start + min(mask.visible_keys(block_row + BQ - 1) - split_start, split_keys);
     const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
     const int first = max(split_start, mask.first_key(block_row) / BK * BK), own_first = mask.first_key(i0);
-    const long q_stride = args.q_stride[2], k_stride = args.k_stride[2], v_stride = args.v_stride[2];
+    const long q_stride = args.q_stride[2];
     q += sequence.query_offset(args.q_stride, head, 0);
-    k += sequence.key_offset(args.k_stride, key_head, 0);
-    v += sequence.key_offset(args.v_stride, key_head, 0) + first_column;
 
     const Rotary of_keys = rotary_tables(args, cosines, sines), of_queries = of_keys.from(args.query_position);
     Rows<BD> q_rows;
@@ -73,8 +75,19 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     TileC acc[ROW_TILES][SUM_V / TILE];
     clear(acc);
 
-    const Blocks<BD> keys{k, k_stride, mask.keys, D, of_keys};
-    const Blocks<BV> values{v, v_stride, mask.keys, columns, not_turned()};
+#if CACHED
+    const CachedBlocks<BD> keys{
+        cache_of(args, k, k_scales, block_table, args.k_stride, args.k_scale_stride, sequence, key_head), 0, mask.keys,
+        D};
+    const CachedBlocks<BV> values{
+        cache_of(args, v, v_scales, block_table, args.v_stride, args.v_scale_stride, sequence, key_head), first_column,
+        mask.keys, columns};
+#else
+    k += sequence.key_offset(args.k_stride, key_head, 0);
+    v += sequence.key_offset(args.v_stride, key_head, 0) + first_column;
+    const Blocks<BD> keys{k, args.k_stride[2], mask.keys, D, of_keys};
+    const Blocks<BV> values{v, args.v_stride[2], mask.keys, columns, not_turned()};
+#endif
     if (first < block_keys) keys.template stage_at<BK>(first, k_tile, thread_index);
     for (int j0 = first; j0 < block_keys; j0 += BK) {
         TileC s[ROW_TILES][BK / TILE];

@@ -22,11 +22,12 @@ from ..calls import PreparedCalls, alignment, geometry
 from ..dtypes import accumulator_dtype
 from ..merge import function as merging
 from ..merge import plan as merging_plan
+from ..quantize.formats import FORMATS, Stored
 from ..rope.function import turn_back
 from . import plan
 from .sequences import Lengths, Table, read
 
-__all__ = ["Causal", "Options", "attention_backward", "attention_forward", "describe", "empty_output"]
+__all__ = ["Causal", "Options", "attention_backward", "attention_forward", "describe", "empty_output", "value_columns"]
 
 #: A mask, tables of cosines and sines, slopes, sinks, a seed and a table of sequences: what a call may lack.
 _Extras = tuple["Tensor | None", ...]
@@ -35,6 +36,9 @@ _ForwardCall = Callable[[Tensor, Tensor, Tensor, _Extras, bool], "tuple[Tensor, 
 _BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunch, "launch.BoundLaunch | None"]
 
 _Plan = TypeVar("_Plan")
+
+#: Keys and values are tensors as they are.
+NO_CACHE = plan.Cache()
 
 _forward_calls = PreparedCalls[_ForwardCall]()
 _backward_calls = PreparedCalls[_BackwardCalls]()
@@ -57,6 +61,7 @@ class Options(NamedTuple):
         bottom_right: whether the last query stands at the last key, for windows and slopes, instead of the first at the
             first. So it does where ``causal`` says so.
         sequences: where lengths are in a table.
+        cache: where keys are in pages, or quantized.
     """
 
     scale: float
@@ -69,6 +74,7 @@ class Options(NamedTuple):
     window: tuple[int, int] = (-1, -1)
     bottom_right: bool = False
     sequences: plan.Sequences | None = None
+    cache: plan.Cache = NO_CACHE
 
     def offsets(self, queries: int, keys: int) -> dict[str, Any]:
         """Where queries stand among keys, for a problem of these lengths."""
@@ -88,10 +94,14 @@ class Options(NamedTuple):
         }
 
 
-def empty_output(query: Tensor, value: Tensor) -> Tensor:
+def value_columns(value: Tensor, stored: int = Stored.ELEMENTS) -> int:
+    """Dv of values as they are stored."""
+    return value.shape[3] * (2 if stored in (Stored.INT4, Stored.NF4) else 1)
+
+
+def empty_output(query: Tensor, columns: int) -> Tensor:
     """Room for outputs ``[B, Hq, Lq, Dv]`` that lie as the queries do."""
     batch, heads, queries, head_size = query.shape
-    columns = value.shape[3]
     if columns == head_size:
         return torch.empty_like(query)
     if query.stride(1) < query.stride(2):
@@ -125,14 +135,18 @@ def describe(
     for name, tensor in named.items():
         if tensor.dim() != 4:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: 4 dimensions [B, H, L, D]")
-        if tensor.dtype != query.dtype or tensor.device != query.device:
-            raise TypeError(
-                f"{name} is {tensor.dtype} on {tensor.device}; accepted: query's {query.dtype} on {query.device}"
-            )
+        dtype = torch.uint8 if options.cache.stored and name in ("key", "value") else query.dtype
+        if tensor.dtype != dtype or tensor.device != query.device:
+            raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}; accepted: {dtype} on {query.device}")
     batch, query_heads, queries, head_size = query.shape
     key_heads, keys = key.shape[1:3]
     batches = batch if options.sequences is None else key.shape[0]
-    if key.shape != (batches, key_heads, keys, head_size):
+    cache = options.cache
+    stored = next(x for x in FORMATS.values() if x.stored == cache.stored) if cache.stored else None
+    if cache.page_size:
+        keys = cache.page_size * cache.table_pages
+    columns = head_size if stored is None else stored.row_bytes(head_size)
+    if key.shape != (key.shape[0], key_heads, key.shape[2], columns) or (not cache.page_size and batches != len(key)):
         raise ValueError(f"key has shape {tuple(key.shape)}; accepted: query's B {batch} and D {head_size}")
     if value.shape[:3] != key.shape[:3]:
         raise ValueError(f"value has shape {tuple(value.shape)}; accepted: that of key but for D, {tuple(key.shape)}")
@@ -148,7 +162,7 @@ def describe(
         queries=queries,
         keys=keys,
         head_size=head_size,
-        value_head_size=value.shape[3],
+        value_head_size=value_columns(value, cache.stored),
         scale=options.scale,
         mask=None if attn_mask is None else _mask_layout(attn_mask, (batch, query_heads, queries, keys)),
         layouts=tuple(_layout(name, tensor) for name, tensor in named.items()),
@@ -157,6 +171,7 @@ def describe(
         alibi=options.alibi,
         sinks=options.sinks,
         dropout_p=options.dropout_p,
+        cache=cache,
         **options.offsets(queries, keys),
     )
 
@@ -210,6 +225,11 @@ class Modifiers(NamedTuple):
             says so.
         cu_seqlens_q, cu_seqlens_k, seqused_k, cache_batch_idx, cache_leftpad: those of `Lengths`; slopes, sinks and
             dropped weights are those of sequences then, in the place of batches.
+        block_table: ``[N, P]`` int32, contiguous: keys and values are pages ``[pages, Hkv, page_size, D]``, and
+            sequence ``n`` has its rows in the pages of row ``n``; with ``seqused_k``.
+        stored: a `Stored`: how keys and values are quantized, which then are uint8, rows of bytes.
+        k_scale, v_scale: their scales, ``[B, Hkv, Lk, groups]`` float32, or of pages.
+        group_size: columns that share a scale where the format has groups; else 0.
     """
 
     cos: Tensor | None = None
@@ -229,14 +249,60 @@ class Modifiers(NamedTuple):
     seqused_k: Tensor | None = None
     cache_batch_idx: Tensor | None = None
     cache_leftpad: Tensor | None = None
+    block_table: Tensor | None = None
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
+    stored: int = Stored.ELEMENTS
+    group_size: int = 0
 
     def table(self, query: Tensor, key: Tensor) -> Table | None:
         """That of the sequences, if there is one."""
         lengths = Lengths(*(getattr(self, name) for name in Lengths._fields))
-        return None if all(x is None for x in lengths) else read(lengths, query, key)
+        return None if all(x is None for x in lengths) else read(lengths, query, key, self.block_table)
+
+    def cache(self, query: Tensor, key: Tensor, value: Tensor) -> plan.Cache:
+        """How keys and values are kept, once the tensors are known to fit.
+
+        Raises:
+            ValueError, TypeError: they do not.
+        """
+        table, of = self.block_table, self.stored
+        if table is None and of == Stored.ELEMENTS:
+            return NO_CACHE
+        if table is not None and (table.dtype != torch.int32 or table.dim() != 2 or not table.is_contiguous()):
+            raise TypeError(
+                f"block_table is {table.dtype} of shape {tuple(table.shape)}; accepted: contiguous int32 [N, P]"
+            )
+        if table is not None and (table.device != query.device or self.seqused_k is None):
+            raise ValueError(f"block_table is on {table.device}; accepted: {query.device}, and with seqused_k")
+        steps = [(0, 0, 0), (0, 0, 0)]
+        for n, (name, x, rows) in enumerate((("k_scale", self.k_scale, key), ("v_scale", self.v_scale, value))):
+            if of == Stored.ELEMENTS:
+                continue
+            if x is None or x.dtype != torch.float32 or x.device != query.device:
+                raise TypeError(f"{name} is {x if x is None else x.dtype}; accepted: float32 on {query.device}")
+            columns = query.shape[3] if name == "k_scale" else value_columns(value, of)
+            groups = -(-columns // self.group_size) if self.group_size else 1
+            if x.shape != (*rows.shape[:3], groups) or (x.stride(3) != 1 and groups > 1):
+                raise ValueError(f"{name} has shape {tuple(x.shape)}; accepted: {(*rows.shape[:3], groups)}")
+            steps[n] = _layout(name, x).strides
+        return plan.Cache(
+            stored=Stored(of),
+            group_size=self.group_size,
+            scale_strides=(steps[0], steps[1]),
+            page_size=0 if table is None else key.shape[2],
+            pages=0 if table is None else key.shape[0],
+            table_pages=0 if table is None else table.shape[1],
+        )
 
     def options(
-        self, query: Tensor, key: Tensor, scale: float, causal: int, sequences: plan.Sequences | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        causal: int,
+        sequences: plan.Sequences | None = None,
     ) -> Options:
         """What a plan depends on, once the tensors are known to fit.
 
@@ -271,6 +337,7 @@ class Modifiers(NamedTuple):
             window=(self.window_left, self.window_right),
             bottom_right=self.bottom_right,
             sequences=sequences,
+            cache=self.cache(query, key, value),
         )
 
 
@@ -280,14 +347,14 @@ _NO_MODIFIERS = Modifiers()
 
 
 def _read(
-    modifiers: tuple[Any, ...], query: Tensor, key: Tensor, scale: float, causal: int
+    modifiers: tuple[Any, ...], query: Tensor, key: Tensor, value: Tensor, scale: float, causal: int
 ) -> tuple[Modifiers, Options, Table | None]:
     """An operator's last arguments by name, and its options; PyTorch leaves out those that have their defaults."""
     if not modifiers:
         return _NO_MODIFIERS, Options(scale, causal), None
     named = Modifiers(*modifiers)
     table = named.table(query, key)
-    return named, named.options(query, key, scale, causal, None if table is None else table.shape), table
+    return named, named.options(query, key, value, scale, causal, None if table is None else table.shape), table
 
 
 def _rows(table: Table | None) -> Tensor | None:
@@ -298,7 +365,8 @@ _MODIFIERS = (
     "Tensor? cos=None, Tensor? sin=None, bool interleaved=False, SymInt query_position=0, "
     "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? seed=None, float dropout_p=0.0, float softcap=0.0, "
     "SymInt window_left=-1, SymInt window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, "
-    "Tensor? cu_seqlens_k=None, Tensor? seqused_k=None, Tensor? cache_batch_idx=None, Tensor? cache_leftpad=None"
+    "Tensor? cu_seqlens_k=None, Tensor? seqused_k=None, Tensor? cache_batch_idx=None, Tensor? cache_leftpad=None, "
+    "Tensor? block_table=None, Tensor? k_scale=None, Tensor? v_scale=None, int stored=0, int group_size=0"
 )
 _FORWARD = (
     "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, float scale, SymInt causal, "
@@ -315,7 +383,10 @@ def _prepare_forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options
 ) -> _ForwardCall:
     runtime = for_device(query.device.type)
-    problem = describe(query, key, value, attn_mask, options, out=empty_output(query, value))
+    problem = describe(
+        query, key, value, attn_mask, options, out=empty_output(query, value_columns(value, options.cache.stored))
+    )
+    columns = problem.value_head_size
     lse_shape, dtype, device = tuple(query.shape[:3]), accumulator_dtype(query.dtype), query.device
     nothing_to_do, no_keys = query.numel() == 0, key.numel() == 0 and options.sequences is None
     planned = _planned(
@@ -325,10 +396,10 @@ def _prepare_forward(
         lambda tiling: plan.forward_in_parts(problem, runtime.CAPABILITIES, tiling),
     )
     bound = launch.bind(planned.launch, runtime)
-    merge = None if planned.splits == 1 else _prepare_merge(planned.splits, query, value, runtime)
+    merge = None if planned.splits == 1 else _prepare_merge(planned.splits, query, columns, runtime)
 
     def call(query: Tensor, key: Tensor, value: Tensor, extras: _Extras, whole: bool) -> tuple[Tensor, Tensor]:
-        out = launch.poisoned(empty_output(query, value), runtime)
+        out = launch.poisoned(empty_output(query, columns), runtime)
         lse = launch.empty(lse_shape, dtype, device, runtime)
         if no_keys:
             sinks = extras[4]
@@ -341,7 +412,7 @@ def _prepare_forward(
         if merge is None:
             bound(*read, out, lse)
             return out, lse
-        outs, lses = _parts(planned.splits, query, value, runtime)
+        outs, lses = _parts(planned.splits, query, columns, runtime)
         if not whole:
             outs.zero_(), lses.fill_(-torch.inf)
         bound(*read, outs, lses)
@@ -351,17 +422,17 @@ def _prepare_forward(
     return call
 
 
-def _parts(splits: int, query: Tensor, value: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
+def _parts(splits: int, query: Tensor, columns: int, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Room for the results of parts of the keys, ``[S, B, Hq, Lq, Dv]`` and ``[S, B, Hq, Lq]``."""
-    dtype, shape = accumulator_dtype(query.dtype), (splits, *query.shape[:3], value.shape[3])
+    dtype, shape = accumulator_dtype(query.dtype), (splits, *query.shape[:3], columns)
     outs = launch.empty(shape, dtype, query.device, runtime)
     return outs, launch.empty(shape[:-1], dtype, query.device, runtime)
 
 
-def _prepare_merge(splits: int, query: Tensor, value: Tensor, runtime: Runtime) -> launch.BoundLaunch:
+def _prepare_merge(splits: int, query: Tensor, columns: int, runtime: Runtime) -> launch.BoundLaunch:
     """Merges parts into results that lie as those of a call; takes parts, those from the second on, and results."""
-    outs, lses = _parts(splits, query, value, runtime)
-    problem = merging.describe(outs[0], lses[0], outs[1:], lses[1:], empty_output(query, value), lses[0])
+    outs, lses = _parts(splits, query, columns, runtime)
+    problem = merging.describe(outs[0], lses[0], outs[1:], lses[1:], empty_output(query, columns), lses[0])
     return launch.bind(merging_plan.forward(problem, runtime.CAPABILITIES), runtime)
 
 
@@ -387,11 +458,12 @@ def attention_forward(
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
         UnsupportedError: a problem that no plan serves.
     """
-    named, options, table = _read(modifiers, query, key, scale, causal)
+    named, options, table = _read(modifiers, query, key, value, scale, causal)
     mask = None if attn_mask is None else geometry(attn_mask)
     problem = (geometry(query), geometry(key), geometry(value), mask, options)
     call = _forward_calls.prepared(problem, _prepare_forward, query, key, value, attn_mask, options)
-    extras = (attn_mask, named.cos, named.sin, named.alibi_slopes, named.sinks, named.seed, _rows(table))
+    scores = (attn_mask, named.cos, named.sin, named.alibi_slopes, named.sinks, named.seed)
+    extras = (*scores, _rows(table), named.block_table, named.k_scale, named.v_scale)
     return call(query, key, value, extras, table is None or table.all_queries)
 
 
@@ -451,9 +523,9 @@ def attention_backward(
         raise ValueError(f"grad_lse is {grad_lse.dtype} of shape {tuple(grad_lse.shape)}; accepted: that of lse")
     if mask_gradient and (attn_mask is None or attn_mask.dtype == torch.bool):
         raise ValueError("mask_gradient is True; accepted: False, or an additive attn_mask")
-    named, options, table = _read(modifiers, query, key, scale, causal)
-    if named.cache_batch_idx is not None or named.cache_leftpad is not None:
-        raise UnsupportedError("attention with cache_batch_idx or cache_leftpad has no gradient")
+    named, options, table = _read(modifiers, query, key, value, scale, causal)
+    if named.cache_batch_idx is not None or named.cache_leftpad is not None or options.cache != NO_CACHE:
+        raise UnsupportedError("attention with a cache has no gradient")
     if grad_out.stride(3) != 1:
         grad_out = grad_out.contiguous()
     lse, grad_lse = lse.contiguous(), None if grad_lse is None else grad_lse.contiguous()
@@ -508,8 +580,11 @@ def _sink_gradient(sinks: Tensor | None, lse: Tensor, delta: Tensor, table: Tabl
 
 
 @attention_forward.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return empty_output(query, value), query.new_empty(query.shape[:3], dtype=accumulator_dtype(query.dtype))
+def _(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int, *modifiers: Any
+) -> tuple[Tensor, Tensor]:
+    columns = value_columns(value, Modifiers(*modifiers).stored)
+    return empty_output(query, columns), query.new_empty(query.shape[:3], dtype=accumulator_dtype(query.dtype))
 
 
 @attention_backward.register_fake

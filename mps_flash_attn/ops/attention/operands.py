@@ -22,14 +22,19 @@ Operands = tuple[tuple[Tensor, ...], tuple[Expected, ...]]
 
 def problem(inputs: Inputs) -> plan.Problem:
     """The plan's problem for the inputs, which may be on the device ``meta``, and contiguous outputs."""
-    like = {"out": empty_output(inputs.query, inputs.value), "dq": inputs.query, "dk": inputs.key, "dv": inputs.value}
+    like = {
+        "out": empty_output(inputs.query, inputs.value.shape[3]),
+        "dq": inputs.query,
+        "dk": inputs.key,
+        "dv": inputs.value,
+    }
     empty = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in like.items()}
     return describe(
         inputs.query,
         inputs.key,
         inputs.value,
         inputs.attn_mask,
-        inputs.modifiers.options(inputs.query, inputs.key, inputs.scale, int(inputs.causal)),
+        inputs.modifiers.options(inputs.query, inputs.key, inputs.value, inputs.scale, int(inputs.causal)),
         out=empty.pop("out"),
         grad_out=inputs.grad_out,
         **empty,
@@ -66,7 +71,7 @@ def operands(inputs: Inputs) -> dict[str, Operands]:
     exact_lse, exact_delta = (x.reference.to(grad_lse.dtype) for x in (lse, delta))
     read_backward = (*read, *seed, grad_out, exact_lse, exact_delta)
     return {
-        "attention_forward": ((*read, *sinks, *seed), (out, lse)),
+        "attention_forward": ((*read, *sinks, *seed, *(inputs.query,) * 3), (out, lse)),
         "attention_backward_delta": ((exact_out, grad_out, grad_lse, exact_lse), (delta,)),
         "attention_backward_dq": (read_backward, (dq,)),
         "attention_backward_dkv": (read_backward, (dk, dv)),

@@ -17,6 +17,7 @@ from ...errors import UnsupportedError
 from ...launch import CHUNK_BYTES, LANES, Capabilities, Launch, ParamStruct
 from ...source import Define
 from ..dtypes import ELEMENTS, accumulator, refuse_dtype
+from ..quantize.formats import Stored
 
 __all__ = [
     "BACKWARD_DKV",
@@ -24,6 +25,7 @@ __all__ = [
     "BACKWARD_DQ",
     "FORWARD",
     "MAX_HEAD_SIZE",
+    "Cache",
     "Forward",
     "Hold",
     "Kernel",
@@ -122,6 +124,35 @@ class Sequences:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Keys and values in pages, or in fewer bits than they are computed with.
+
+    Attributes:
+        stored: how numbers are stored; where they are quantized, layouts of keys and values count bytes.
+        group_size: columns that share a scale, where the format has groups; else 0.
+        scale_strides: of batch (or page), head and row, for the scales of keys and of values.
+        page_size: rows of a page, 0 where there are none; the batches of the tensors are pages then.
+        pages: of the tensors.
+        table_pages: entries of the table for each sequence.
+    """
+
+    stored: Stored = Stored.ELEMENTS
+    group_size: int = 0
+    scale_strides: tuple[tuple[int, int, int], tuple[int, int, int]] = ((0, 0, 0), (0, 0, 0))
+    page_size: int = 0
+    pages: int = 0
+    table_pages: int = 0
+
+    def defines(self) -> tuple[Define, ...]:
+        """Those of ``cache.h``."""
+        group = (("STORED_GROUP", self.group_size),) if self.group_size else ()
+        return (("PAGED", int(self.page_size > 0)), ("STORED", int(self.stored)), *group)
+
+
+_NO_CACHE = Cache()
+
+
+@dataclass(frozen=True)
 class Problem:
     """Everything about a call that a plan may depend on, sizes as in the kernels.
 
@@ -137,6 +168,7 @@ class Problem:
         sequences: ``None`` where each batch is one.
         bottom_right: whether the last query of each sequence stands at its last key, where lengths are in a table;
             otherwise the offsets say so.
+        cache: of keys and values; the forward pass alone takes one.
     """
 
     dtype: torch.dtype
@@ -160,6 +192,7 @@ class Problem:
     dropout_p: float = 0.0
     sequences: Sequences | None = None
     bottom_right: bool = False
+    cache: Cache = _NO_CACHE
 
     @property
     def accumulator(self) -> str:
@@ -422,11 +455,16 @@ def default_tiling(problem: Problem, capabilities: Capabilities, kernel: Kernel 
         widest, fast = max(problem.head_size, problem.value_head_size), kernel.mma.get(problem.dtype.itemsize, ())
         choices = [tiles for largest, tiles in fast if widest <= largest][:1] + choices
     for tiling in choices:
+        if problem.cache != _NO_CACHE and not tiling.staged:
+            continue
         if _stages_whole_rows(tiling, problem, kernel) and (
             tiling.threadgroup_bytes(problem, kernel) <= _available(problem, capabilities)
         ):
             return tiling
-    raise AssertionError("the last of the tilings stages nothing")
+    raise UnsupportedError(
+        f"head sizes {problem.head_size} and {problem.value_head_size} in {problem.dtype} with a cache: a block of "
+        f"keys and values takes more than {capabilities.threadgroup_bytes} bytes of threadgroup memory"
+    )
 
 
 def _stages_whole_rows(tiling: Tiling, problem: Problem, kernel: Kernel) -> bool:
@@ -470,7 +508,8 @@ def shape_class(problem: Problem) -> str:
     queries, keys = ("short" if n <= _SHORT else "long" for n in (problem.longest_queries, problem.longest_keys))
     rotary = "" if problem.rotation is None else "-rotary"
     sizes = "-".join(str(_padded(n, 1)) for n in dict.fromkeys((problem.head_size, problem.value_head_size)))
-    return f"D{sizes}{causal}{rotary}-{queries}-queries-{keys}-keys"
+    cache = "" if problem.cache == _NO_CACHE else "-cache"
+    return f"D{sizes}{causal}{rotary}{cache}-{queries}-queries-{keys}-keys"
 
 
 def _checked(tiling: Tiling | None, problem: Problem, capabilities: Capabilities, kernel: Kernel) -> Tiling:
@@ -502,6 +541,8 @@ def _checked(tiling: Tiling | None, problem: Problem, capabilities: Capabilities
         raise UnsupportedError(f"{tiling.column_blocks} blocks of columns; accepted: 0 to {_MOST_COLUMN_BLOCKS}")
     if not _stages_whole_rows(tiling, problem, kernel):
         raise UnsupportedError(f"{tiling.threads} threads; a staged row has more chunks")
+    if problem.cache != _NO_CACHE and not tiling.staged:
+        raise UnsupportedError("keys from a cache of pages or quantized numbers, but blocks that are not staged")
     used, available = tiling.threadgroup_bytes(problem, kernel), _available(problem, capabilities)
     if used > available:
         raise UnsupportedError(f"{used} bytes of threadgroup memory; the device has {available}")
@@ -518,6 +559,11 @@ def _words(problem: Problem, split_keys: int | None = None) -> tuple[int, ...]:
     return _params().pack(
         {
             **{f"{name}_stride": layout.strides for name, layout in tensors},
+            "k_scale_stride": problem.cache.scale_strides[0],
+            "v_scale_stride": problem.cache.scale_strides[1],
+            "page_size": problem.cache.page_size,
+            "last_page": max(problem.cache.pages - 1, 0),
+            "table_stride": problem.cache.table_pages,
             "mask_stride": problem.mask.strides if problem.mask else (0, 0, 0, 0),
             "mask_size": problem.mask.sizes if problem.mask else (1, 1, 1, 1),
             "batches": problem.batch,
@@ -666,7 +712,9 @@ def walk(
     else:
         queries, keys, length, heads = tiling.own, tiling.block, problem.longest_queries, problem.query_heads
         walked, kept = (k, v), (q, *d_o)[: kernel.matrices]
-    copied = (walked if tiling.staged else ()) + (kept if tiling.hold == Hold.STAGED else ())
+    copied = (walked if tiling.staged and problem.cache.stored == Stored.ELEMENTS else ()) + (
+        kept if tiling.hold == Hold.STAGED else ()
+    )
     defines: tuple[Define, ...] = (
         *_common_defines(problem),
         ("BQ", queries),
@@ -678,7 +726,7 @@ def walk(
     )
     if kernel is FORWARD:
         defines += (("OUTPUT", ELEMENTS[problem.dtype] if splits == 1 else problem.accumulator),)
-        defines += (("SINKS", int(problem.sinks)),)
+        defines += (("SINKS", int(problem.sinks)), *problem.cache.defines())
     if kernel.values:
         defines += (("STAGE_VALUES", int(tiling.stage_values)),)
     groups = (column_blocks * splits * -(-length // tiling.own), heads)
@@ -822,8 +870,8 @@ def predicted_traffic(launch: Launch, problem: Problem) -> Traffic:
     Raises:
         ValueError: it follows from lengths in a table, which the problem does not have.
     """
-    if problem.sequences is not None:
-        raise ValueError("what lengths in a table make a launch move is not known from its plan")
+    if problem.sequences is not None or problem.cache != _NO_CACHE:
+        raise ValueError("what lengths in a table, or a cache, make a launch move is not known from its plan")
     defines = dict(launch.defines)
     predict = {
         "attention_forward": _forward_traffic,

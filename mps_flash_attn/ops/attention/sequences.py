@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..checks import require_tensor
 from ..host_values import host_values, require_entries
@@ -47,24 +48,26 @@ class Table:
     Attributes:
         rows: ``[N, 6]`` int32: batch of the queries, first query, queries, and the same of the keys.
         shape: what a plan depends on.
+        key_ends: the row after the last of the keys of each, counted in its own batch or pages.
         query_bounds: the first row of the queries of each, and the one after its last.
         all_queries, all_keys: whether every row of the tensors belongs to a sequence.
     """
 
     rows: Tensor
     shape: plan.Sequences
+    key_ends: tuple[int, ...]
     query_bounds: tuple[tuple[int, int], ...]
     all_queries: bool
     all_keys: bool
 
 
-def read(lengths: Lengths, query: Tensor, key: Tensor, *, capacity: int | None = None) -> Table:
+def read(lengths: Lengths, query: Tensor, key: Tensor, block_table: Tensor | None = None) -> Table:
     """The table of a call with some of the lengths.
 
     Args:
         query: ``[B, Hq, Lq, D]``.
-        key: ``[B, Hkv, Lk, D]``.
-        capacity: the keys that there is room for in each sequence, where they are in pages; ``Lk`` otherwise.
+        key: ``[B, Hkv, Lk, D]``, or pages of it, ``[pages, Hkv, page_size, D]``.
+        block_table: ``[N, P]`` int32: the pages of each sequence, where keys are in pages.
 
     Raises:
         ValueError, TypeError: lengths that do not fit.
@@ -74,13 +77,41 @@ def read(lengths: Lengths, query: Tensor, key: Tensor, *, capacity: int | None =
     if len(sizes) != 1:
         found = ", ".join(f"{name} has {len(x)} entries" for name, x in values.items() if x is not None)
         raise ValueError(f"{found}; accepted are N + 1 of cu_seqlens_q and cu_seqlens_k and N of the others")
-    return _table(
+    pages, page_size = key.shape[0], key.shape[2]
+    capacity = None if block_table is None else block_table.shape[1] * page_size
+    table = _table(
         sizes.pop(),
-        tuple(query.shape[::2]),
-        tuple(key.shape[::2]) if capacity is None else (None, capacity),
+        (query.shape[0], query.shape[2]),
+        (pages, page_size) if capacity is None else (None, capacity),
         query.device,
         **values,
     )
+    if block_table is not None:
+        _check_pages(block_table, table.key_ends, pages, page_size)
+    return table
+
+
+def _check_pages(block_table: Tensor, ends: tuple[int, ...], pages: int, page_size: int) -> None:
+    """Entries of the pages that are read."""
+    if len(block_table) != len(ends):
+        raise ValueError(f"block_table has {len(block_table)} rows; accepted is one a sequence, {len(ends)}")
+    values = host_values(block_table, "block_table")
+    known: tuple[object, ...] | None = _checked.get(block_table)
+    state = (values, ends, pages, page_size)
+    if known is not None and all(a is b for a, b in zip(known[:2], state[:2], strict=True)) and known[2:] == state[2:]:
+        return
+    for n, end in enumerate(ends):
+        first = n * block_table.shape[1]
+        for place, page in enumerate(values[first : first + -(-end // page_size)]):
+            if not 0 <= page < pages:
+                raise ValueError(
+                    f"block_table[{n}, {place}] is {page}; accepted are 0 to {pages - 1}, the pages that there are"
+                )
+    _checked[block_table] = state
+
+
+#: The values of a table of pages, and the lengths, with which it was checked last.
+_checked = WeakTensorKeyDictionary()
 
 
 def _values(name: str, x: Tensor | None, query: Tensor) -> tuple[int, ...] | None:
@@ -170,6 +201,7 @@ def _table(
             _coarse(max((n for _, _, n in k_rows), default=0)),
             cu_seqlens_q is not None,
         ),
+        tuple(first + n for _, first, n in k_rows),
         tuple((first, first + n) for _, first, n in q_rows),
         sum(n for _, _, n in q_rows) == q_length * q_batches,
         len(set(k_rows)) == len(k_rows) and sum(n for _, _, n in k_rows) == k_total,
