@@ -272,7 +272,7 @@ def _attention(
     _require_scale(scale)
     window = (window_size, -1) if window_size else None
     query, key, value = operands
-    return api.flash_attention((query, key, value), attn_mask, 0.0, is_causal, scale, True, window=window)
+    return api.flash_attention(query, key, value, attn_mask, 0.0, is_causal, scale, True, window=window)
 
 
 def _require_scale(scale: float | None) -> None:
