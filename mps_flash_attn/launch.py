@@ -54,6 +54,8 @@ class Capabilities:
     float64: bool = False
     #: What the matrix layer of ``msl/tile.h`` is made of, which decides the tiles that are fast.
     matrix_unit: Literal["simdgroup_matrix", "mma"] = "simdgroup_matrix"
+    #: Whether four simdgroups can also multiply together what is in threadgroup memory (``msl/panels.h``).
+    wgmma: bool = False
 
 
 class Runtime(Protocol):

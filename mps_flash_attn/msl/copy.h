@@ -6,6 +6,9 @@
 
 #include "msl/types.h"
 
+#if WGMMA
+#include "msl/panels.h"
+#else
 // Elements between rows of a staged tile: one chunk more than a row where memory allows, so that the rows of a column
 // fall into different banks. Define: PAD, 0 or 1.
 template <short COLUMNS>
@@ -16,6 +19,12 @@ template <short ROWS, short COLUMNS>
 constexpr short staged_chunks() {
     return ROWS * staged_stride<COLUMNS>() / CHUNK_ELEMENTS;
 }
+// Where the element at row i and column j of a staged tile is.
+template <short ROWS, short COLUMNS>
+constexpr int staged_place(short i, short j) {
+    return i * staged_stride<COLUMNS>() + j;
+}
+#endif
 
 // Copies one chunk, or writes zeros where it is not inside.
 inline void copy_chunk(threadgroup chunk* target, const device chunk* source, bool inside) {
@@ -26,10 +35,20 @@ inline void copy_chunk(threadgroup chunk* target, const device chunk* source, bo
 #endif
 }
 
-// Waits for the copies that this thread started.
+// Ends a group of copies of this thread.
+inline void end_copies() {
+#if defined(METAL_ON_CUDA)
+    simt::end_copies();
+#endif
+}
+// Waits for the copies that this thread started, or for all but the last PENDING groups of them.
+template <short PENDING = 0>
 inline void finish_copies() {
 #if defined(METAL_ON_CUDA)
-    simt::finish_copies();
+    simt::finish_copies<PENDING>();
+#if WGMMA
+    simt::show_writes();
+#endif
 #endif
 }
 
@@ -48,23 +67,24 @@ inline void stage_elements(threadgroup chunk* target, Source source, int rows, i
     for (int n = thread_index; n < ROWS * COLUMNS; n += THREAD_COUNT) {
         const short i = n / COLUMNS, j = n % COLUMNS;
         const bool inside = i < rows && j < columns;
-        elements[i * staged_stride<COLUMNS>() + j] = inside ? source.at(i, j) : element(0);
+        elements[staged_place<ROWS, COLUMNS>(i, j)] = inside ? source.at(i, j) : element(0);
     }
 }
 
 // Stages ROWS x COLUMNS elements of device memory; what lies outside `rows` x `columns` becomes 0.
 //
-// Define: ALIGNED, 1 when every row of `source` starts at a multiple of 16 bytes and `columns` is a whole number of
-// chunks, so that lanes move whole chunks.
+// Defines: ALIGNED, 1 when every row of `source` starts at a multiple of 16 bytes and `columns` is a whole number of
+// chunks, so that lanes move whole chunks; WGMMA, 1 where tiles are staged as msl/panels.h has it.
 template <short ROWS, short COLUMNS, short THREAD_COUNT>
 inline void stage(threadgroup chunk* target, const device element* source, long row_stride, int rows, int columns,
                   ushort thread_index) {
 #if ALIGNED
     constexpr short LD = staged_stride<COLUMNS>();
     constexpr short ROW_CHUNKS = COLUMNS / CHUNK_ELEMENTS, STEP = THREAD_COUNT / ROW_CHUNKS;  // rows at a time
+    static_assert(staged_place<ROWS, COLUMNS>(STEP, 0) == STEP * LD, "every row of a thread is as far from the next");
     const int i = thread_index / ROW_CHUNKS, j = thread_index % ROW_CHUNKS * CHUNK_ELEMENTS;
     source += i * row_stride + j;
-    target += (i * LD + j) / CHUNK_ELEMENTS;
+    target += staged_place<ROWS, COLUMNS>(i, j) / CHUNK_ELEMENTS;
     rows = j < columns ? rows - i : 0;
     for (short row = 0; row < ROWS; row += STEP) {
         if ((ROWS % STEP == 0 || i + row < ROWS) && (THREAD_COUNT % ROW_CHUNKS == 0 || i < STEP))

@@ -5,8 +5,8 @@
 // which lane holds what: one for Metal's 8 x 8 simdgroup matrices, one for the matrix instructions of NVIDIA's GPUs.
 //
 // Each defines TileA<T>, TileB<T>, TileC with `at(row slot, column slot)`, clear, mma, load_a, load_at, load_b,
-// load_bt, to_a, tile_row, tile_col, reduce_max and reduce_sum, and whether B_TRANSPOSED: whether a lane's elements of
-// a right operand lie where those of the other tiles do, or so in its transpose.
+// load_bt, to_a, tile_row, tile_col, store_pair, reduce_max and reduce_sum, and whether B_TRANSPOSED: whether a lane's
+// elements of a right operand lie where those of the other tiles do, or so in its transpose.
 #pragma once
 
 #include "msl/types.h"
@@ -53,14 +53,21 @@ inline void load_right(thread TileB<element>& b, Source source, int rows, int co
         }
 }
 
-// Writes factor[row] * c to device memory; what lies outside `rows` x `columns` stays untouched.
-template <typename T>
+// Writes factor[row] * c to device memory; what lies outside `rows` x `columns` stays untouched. With PAIRED the target
+// is aligned to two elements, and row stride and columns are even, so that a lane writes two neighbours at once.
+template <bool PAIRED = false, typename T>
 inline void store(thread TileC& c, rows_t factor, device T* target, long row_stride, int rows, int columns,
                   ushort lane) {
     for (short row = 0; row < 2; row++)
-        for (short column = 0; column < 4; column++) {
+        for (short column = 0; column < 4; column += PAIRED ? 2 : 1) {
             const short i = tile_row(lane, row), j = tile_col(lane, column);
-            if (i < rows && j < columns) target[i * row_stride + j] = T(factor[row] * c.at(row, column));
+            if (i >= rows || j >= columns) continue;
+            device T* place = target + i * row_stride + j;
+            const accum value = factor[row] * c.at(row, column);
+            if (PAIRED)
+                store_pair(place, T(value), T(factor[row] * c.at(row, column + 1)));
+            else
+                *place = T(value);
         }
 }
 

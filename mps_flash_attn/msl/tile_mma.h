@@ -243,6 +243,12 @@ inline void load_right(thread TileB<element>& b, const device element* source, l
 // An accumulator as the left operand of the next product, rounded to `element`.
 inline void to_a(thread TileA<element>& a, thread TileC& c) { a.take(c); }
 
+// Writes two neighbours, the first of which lies at a multiple of two elements.
+template <typename T>
+inline void store_pair(device T* place, T first, T second) {
+    simt::store_together(place, first, second);
+}
+
 // Reduces what each lane found in its own columns over the lanes that share its rows.
 inline rows_t reduce_max(rows_t value) {
     value = max(value, simd_shuffle_xor(value, 1));

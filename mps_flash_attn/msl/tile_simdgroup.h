@@ -92,6 +92,12 @@ inline void to_a(thread TileA<element>& a, thread TileC& c) {
         for (short column = 0; column < 4; column++) a.set(row, column, element(c.at(row, column)));
 }
 
+// Writes two neighbours, the first of which lies at a multiple of two elements.
+template <typename T>
+inline void store_pair(device T* place, T first, T second) {
+    *(device vec<T, 2>*)place = vec<T, 2>(first, second);
+}
+
 // Reduces what each lane found in its own columns over the lanes that share its rows.
 inline rows_t reduce_max(rows_t value) {
     value = max(value, simd_shuffle_xor(value, 1));

@@ -359,9 +359,10 @@ def test_meta_tensors_have_shapes_alone() -> None:
     [
         (Case(70, 40, 50, bias=True, activation=Activation.GELU), SMALL, torch.float32),
         (Case(33, 65, 40, (2,), (), "transposed", "transposed"), replace(SMALL, stages=2), torch.float16),
+        (Case(40, 40, 100), replace(SMALL, stages=3), torch.bfloat16),
         (Case(20, 36, 100, a_layout="sliced", bias=True), replace(SMALL, splits=3), torch.bfloat16),
     ],
-    ids=("bias-gelu", "two stages", "split"),
+    ids=("bias-gelu", "two stages", "three stages", "split"),
 )
 def test_no_finding(case: Case, chosen: plan.Tiling, dtype: torch.dtype, seed: int) -> None:
     with tiled(chosen):
@@ -373,7 +374,7 @@ def test_no_finding(case: Case, chosen: plan.Tiling, dtype: torch.dtype, seed: i
 @pytest.mark.parametrize(("path", "number"), [x for x in barriers("ops/gemm/") if "/ladder/" not in x[0]])
 def test_each_barrier_is_missed(path: str, number: int, seed: int) -> None:
     def run() -> None:
-        for stages in (1, 2):
+        for stages in (1, 2, 3):
             with tiled(replace(SMALL, stages=stages)):
                 ours(Case(40, 40, 70, bias=True), torch.float32)
 
@@ -388,7 +389,7 @@ def test_plans_refuse_what_cannot_run() -> None:
     for tiling, words in (
         (replace(good, BM=48), "48 x 64 x 32 is not made of 16 x 16 tiles for 2 x 2 simdgroups"),
         (replace(good, BK=8), "64 x 64 x 8 is not made of"),
-        (replace(good, stages=3), "3 stages"),
+        (replace(good, stages=0), "0 stages"),
         (replace(good, splits=0), "0 splits"),
         (replace(good, BM=1024, WM=64), "4096 threads are more than 1024"),
         (replace(good, BM=128, BN=128, WM=1, WN=1), "512 accumulators a lane are more than 128"),
@@ -431,11 +432,13 @@ def test_a_large_device_gets_wide_blocks_where_there_are_enough_of_them() -> Non
     large = Capabilities(threadgroup_bytes=227 * 1024, matrix_unit="mma")
 
     def block(size: int, capabilities: Capabilities) -> tuple[int, int]:
-        a, b = plan.Operand(True, size), plan.Operand(False, size)
+        a, b = plan.Operand(True, size, aligned=True), plan.Operand(False, size, aligned=True)
         tiling = plan.default_tiling(plan.Problem(torch.float16, (), size, size, size, a, b), capabilities)
         return tiling.BM, tiling.BN
 
     assert block(2048, large) == (128, 128)
+    assert block(2048, replace(large, wgmma=True)) == (128, 256)
+    assert block(1500, replace(large, wgmma=True)) == (128, 128)
     assert block(512, large) == block(2048, Capabilities()) == (64, 64)
 
 

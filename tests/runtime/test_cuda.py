@@ -19,6 +19,7 @@ from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.attention import plan
 from mps_flash_attn.ops.attention.cases import Case
 from mps_flash_attn.ops.attention.function import Causal, Options, describe
+from mps_flash_attn.ops.gemm import plan as plan_of_products
 from mps_flash_attn.runtime import base, simulator
 from tests.ops.attention import assert_as_expected, ours
 
@@ -35,7 +36,8 @@ THREADGROUP_BYTES = {A100: 163 * 1024, H200: 227 * 1024}
 
 
 def capabilities(architecture: tuple[int, int]) -> Capabilities:
-    return Capabilities(THREADGROUP_BYTES[architecture], float64=True, matrix_unit="mma")
+    wgmma = architecture == H200
+    return Capabilities(THREADGROUP_BYTES[architecture], float64=True, matrix_unit="mma", wgmma=wgmma)
 
 
 def compiled(text: str, architecture: tuple[int, int] = H200, name: str = "f") -> Any:
@@ -120,6 +122,18 @@ def test_a_small_kernel_of_everything_the_shim_has() -> None:
         """
     )
     assert "0 bytes spill stores" in binary.report
+
+
+def test_warpgroups_multiply_and_nothing_waits_for_them() -> None:
+    operands = plan_of_products.Operand(True, 4096, aligned=True), plan_of_products.Operand(False, 4096, aligned=True)
+    problem = plan_of_products.Problem(torch.float16, (), 4096, 4096, 4096, *operands)
+    launch = plan_of_products.product(problem, capabilities(H200)).product
+    binary = compiled(launch.text, name=launch.kernel)
+    assert ("WGMMA", 1) in launch.defines
+    assert "0 bytes spill stores" in binary.report
+    assert "serialized" not in binary.report, binary.report  # what ptxas says where products wait for each other
+    assert sum(binary.threadgroup_bytes.values()) == launch.threadgroup_bytes
+    assert ("WGMMA", 0) in plan_of_products.product(problem, capabilities(A100)).product.defines
 
 
 def test_errors_have_the_compilers_words_and_the_line() -> None:

@@ -73,7 +73,7 @@ def test_gradients_flow(seed: int) -> None:
     query, key, value = (torch.randn(2, 4, 100, 64, device="cuda", requires_grad=True) for _ in range(3))
     out = mps_flash_attn.flash_attention(query, key, value, is_causal=True)
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    gradient = torch.randn_like(ours)
+    gradient = torch.randn_like(out)
     for a, b in zip(
         torch.autograd.grad(out, (query, key, value), gradient),
         torch.autograd.grad(expected, (query, key, value), gradient),

@@ -118,8 +118,9 @@ struct Thread {
     static SIMT_INLINE uint ceil_div(uint a, uint b) { return (a + b - 1) / b; }
 };
 
-// The threadgroup's memory is one block, in which the translator lays a kernel's variables out one behind the other.
-extern __shared__ __align__(128) unsigned char threadgroup_memory[];
+// The threadgroup's memory is one block, in which the translator lays a kernel's variables out one behind the other. It
+// starts where a swizzled panel may (wgmma.h).
+extern __shared__ __align__(1024) unsigned char threadgroup_memory[];
 
 // Where a variable of an alignment may start that comes behind `end` bytes; 16 at least, as memory is moved in chunks.
 constexpr uint start_behind(uint end, uint alignment) {

@@ -78,12 +78,33 @@ SIMT_INLINE void multiply_split(float (&c)[2][2], const Split<4>& a, const Split
     multiply_tf32(c, a.high, b.high);
 }
 
+// Writes two neighbours at once: of two bytes each, or of more, which the compiler joins where it can.
+template <class T>
+SIMT_INLINE void store_together(T* place, T first, T second) {
+    if constexpr (sizeof(T) == 2) {
+        const auto bits = [](T value) { return uint(__builtin_bit_cast(unsigned short, value)); };
+        *reinterpret_cast<uint*>(place) = bits(first) | bits(second) << 16;
+    } else {
+        place[0] = first;
+        place[1] = second;
+    }
+}
+
 // Copies 16 bytes from device to shared memory without waiting, or writes zeros where they are not inside.
 SIMT_INLINE void start_copy(void* target, const void* source, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)),
                  "l"(__cvta_generic_to_global(source)), "r"(inside ? 16 : 0)
                  : "memory");
 }
-SIMT_INLINE void finish_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Ends a group of copies.
+SIMT_INLINE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all copies, or for all but the last PENDING groups of them.
+template <int PENDING>
+SIMT_INLINE void finish_copies() {
+    if constexpr (PENDING == 0)
+        asm volatile("cp.async.wait_all;" ::: "memory");
+    else
+        asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
 
 }  // namespace simt

@@ -144,8 +144,14 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
             save=True,
         )
         split = plan.product(batched, capabilities, replace(small, splits=2))
+        turned = replace(plain, a=plan.Operand(False, 128, aligned=True), b=plan.Operand(True, 128, aligned=True))
         problems = [
             plan.product(plain, capabilities),
+            *(
+                plan.product(problem, capabilities, tiling)
+                for problem in (plain, turned)
+                for tiling in plan.wide_tilings(problem, capabilities)
+            ),
             plan.product(batched, capabilities, small),
             split,
             *(

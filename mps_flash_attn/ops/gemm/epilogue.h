@@ -1,6 +1,6 @@
 // What becomes of the elements of A B. Defines: EPILOGUE, 0 where they are only partial sums; BIAS, 1 when a vector is
-// added to each row; SAVE, 1 when the sum before the activation is wanted too; ACTIVE, 1 with
-// an activation, ACTIVATION, a struct of activation.h.
+// added to each row; SAVE, 1 when the sum before the activation is wanted too; ACTIVE, 1 with an activation,
+// ACTIVATION, a struct of activation.h; PAIRS, 1 where rows of C have an even number of columns.
 #pragma once
 
 #include "msl/activation.h"
@@ -28,10 +28,10 @@ inline void finish(thread TileC& tile, const device element* bias, device elemen
     add_bias(tile, bias + j, columns - j, lane);
 #endif
 #if EPILOGUE && SAVE
-    store(tile, rows_t(1), z + at, columns, rows - i, columns - j, lane);
+    store<PAIRS>(tile, rows_t(1), z + at, columns, rows - i, columns - j, lane);
 #endif
 #if EPILOGUE && ACTIVE
     activate(tile);
 #endif
-    store(tile, rows_t(1), c + at, columns, rows - i, columns - j, lane);
+    store<PAIRS>(tile, rows_t(1), c + at, columns, rows - i, columns - j, lane);
 }

@@ -25,6 +25,13 @@ struct Source {
         else
             stage<BK, EXTENT, THREADS>(block, first + k * stride, stride, depth - k, extent, thread_index);
     }
+#if WGMMA
+    // The staged block from row i of A, or column i of B, and depth d of the block on.
+    ulong at(const threadgroup chunk* block, short i, short d) const thread {
+        const Staged<(DEPTH_LAST ? EXTENT : BK)> staged{(const threadgroup element*)block};
+        return DEPTH_LAST ? staged.at(i, d) : staged.at(d, i);
+    }
+#else
     // The 16 x 16 tile of a staged block of A at row i and depth d of the block.
     void load(thread TileA<element>& tile, const threadgroup chunk* block, short i, short d) const thread {
         constexpr short LD = staged_stride<(DEPTH_LAST ? BK : EXTENT)>();
@@ -43,6 +50,7 @@ struct Source {
         else
             load_b<LD>(tile, elements + d * LD + j);
     }
+#endif
 };
 
 // Chunks of a block of it.

@@ -30,6 +30,7 @@ __all__ = [
     "shape_class",
     "split_depth",
     "tilings",
+    "wide_tilings",
 ]
 
 #: Batch dimensions that the kernel walks over, after those were merged that can be.
@@ -40,6 +41,8 @@ _TILE = 16  # rows and columns of the matrix layer's unit
 _THREADS = 256  # of a threadgroup of the kernels without tiles
 #: 32-bit registers a lane may spend on accumulators: of 128 that allow an Apple GPU its full number of threads, half.
 _ACCUMULATOR_REGISTERS = 128
+#: Columns of a block that warpgroups multiply, and those of the panels in which they read it.
+_WARPGROUP_COLUMNS, _PANEL = (64, 128, 256), 64
 #: Threadgroups below which a product leaves a GPU idle, so that its depth is split.
 _BUSY_GROUPS = 64
 #: Threadgroups of 128 x 128 that keep a large GPU busy.
@@ -104,7 +107,7 @@ class Tiling:
         BK: depth that is staged at a time.
         WM, WN: simdgroups that share the block's rows and columns.
         pad: a chunk of 16 bytes between staged rows, against bank conflicts.
-        stages: 1, or 2 to stage the next step while one is multiplied.
+        stages: 1, or more to stage that many steps less one ahead while one is multiplied.
         splits: parts that the depth is cut into, fewer where it is too short.
         group: rows of blocks that are computed together, for the cache.
     """
@@ -139,11 +142,34 @@ class Plan:
     splits: int
 
 
+def _blocks(problem: Problem, tiling: Tiling) -> tuple[tuple[Operand, int], ...]:
+    """The operands, and how many rows or columns a block has of each."""
+    return (problem.a, tiling.BM), (problem.b, tiling.BN)
+
+
+def _by_warpgroups(problem: Problem, capabilities: Capabilities, tiling: Tiling) -> bool:
+    """Whether four simdgroups at a time multiply together: elements of 16 bits, 16 rows to each, without padding.
+
+    The rows of a block that a thread copies are eight apart, or a multiple of it.
+    """
+    columns = (tiling.BK if operand.depth_last else extent for operand, extent in _blocks(problem, tiling))
+    return (
+        capabilities.wgmma
+        and all(tiling.threads % n == 0 for n in columns)
+        and problem.dtype in (torch.float16, torch.bfloat16)
+        and (tiling.WM % 4, tiling.WN, tiling.BM) == (0, 1, _TILE * tiling.WM)
+        and tiling.BN in _WARPGROUP_COLUMNS
+        and tiling.BK % _PANEL == 0
+        and tiling.stages >= 3
+        and not tiling.pad
+    )
+
+
 def _threadgroup_bytes(problem: Problem, tiling: Tiling) -> int:
     size = problem.dtype.itemsize
     pad = tiling.pad * CHUNK_BYTES
     total = 0
-    for operand, extent in ((problem.a, tiling.BM), (problem.b, tiling.BN)):
+    for operand, extent in _blocks(problem, tiling):
         rows, columns = (extent, tiling.BK) if operand.depth_last else (tiling.BK, extent)
         total += rows * (columns * size + pad)
     return tiling.stages * total
@@ -168,10 +194,9 @@ def _refuse_tiling(problem: Problem, capabilities: Capabilities, tiling: Tiling)
             f"a block of {tiling.BM} x {tiling.BN} x {tiling.BK} is not made of {_TILE} x {_TILE} tiles for "
             f"{tiling.WM} x {tiling.WN} simdgroups"
         )
-    if tiling.stages not in (1, 2) or tiling.splits < 1 or tiling.group < 1:
+    if min(tiling.stages, tiling.splits, tiling.group) < 1:
         raise UnsupportedError(
-            f"{tiling.stages} stages, {tiling.splits} splits, groups of {tiling.group}: accepted are 1 or 2 stages and "
-            "positive numbers"
+            f"{tiling.stages} stages, {tiling.splits} splits, groups of {tiling.group}: accepted are positive numbers"
         )
     if tiling.threads > capabilities.max_threads:
         raise UnsupportedError(f"{tiling.threads} threads are more than {capabilities.max_threads}")
@@ -194,6 +219,7 @@ def tilings(problem: Problem, capabilities: Capabilities) -> Iterator[Tiling]:
     """Every tiling worth timing, the default one first; some cannot run, and `product` says why."""
     first = default_tiling(problem, capabilities)
     yield first
+    yield from (tiling for tiling in wide_tilings(problem, capabilities) if tiling != first)
     blocks = tuple(
         (BM, BN) for BM, BN in itertools.product((16, 32, 64, 128), repeat=2) if BM <= 4 * BN and BN <= 4 * BM
     )
@@ -206,17 +232,29 @@ def tilings(problem: Problem, capabilities: Capabilities) -> Iterator[Tiling]:
                 yield tiling
 
 
+def wide_tilings(problem: Problem, capabilities: Capabilities) -> Iterator[Tiling]:
+    """Blocks for matrix units that copies keep waiting, the widest first; none on an Apple GPU."""
+    by_warpgroups = (
+        Tiling(BM, BN, BK=64, WM=BM // _TILE, WN=1, pad=False, stages=stages)
+        for BM, BN, stages in ((128, 256, 4), (128, 128, 6), (64, 64, 4))
+    )
+    if problem.a.aligned and problem.b.aligned:
+        yield from (tiling for tiling in by_warpgroups if _by_warpgroups(problem, capabilities, tiling))
+    if capabilities.matrix_unit == "mma":
+        yield Tiling(128, 128, BK=128 // min(problem.dtype.itemsize, 4), WM=2, WN=2, stages=2)
+
+
 @functools.lru_cache(maxsize=1024)
 def default_tiling(problem: Problem, capabilities: Capabilities) -> Tiling:
-    """64 x 64 blocks, narrow ones for thin matrices, the depth split to fill a GPU; 128 x 128 where these suffice to.
+    """64 x 64 blocks, narrow ones for thin matrices, the depth split to fill a GPU; wide ones where these suffice to.
 
     The wide ones need more threadgroup memory than Metal has, and matrix units that copies keep waiting.
     """
-    wide = Tiling(128, 128, BK=128 // min(problem.dtype.itemsize, 4), WM=2, WN=2, stages=2)
-    wide_blocks = -(-problem.rows // wide.BM) * -(-problem.columns // wide.BN) * problem.batches
-    fits = _threadgroup_bytes(problem, wide) <= _limit(problem, capabilities)
-    if capabilities.matrix_unit == "mma" and fits and wide_blocks >= _BUSY_WIDE_GROUPS:
-        return wide
+    for wide in wide_tilings(problem, capabilities):
+        blocks = -(-problem.rows // wide.BM) * -(-problem.columns // wide.BN) * problem.batches
+        fits = _threadgroup_bytes(problem, wide) <= _limit(problem, capabilities)
+        if fits and blocks >= _BUSY_WIDE_GROUPS:
+            return wide
     BM = 16 if problem.rows <= 16 else 64
     BN = 16 if problem.columns <= 16 else 64
     BK = 32 if problem.dtype.itemsize == 2 else 16
@@ -279,7 +317,7 @@ def product(problem: Problem, capabilities: Capabilities, tiling: Tiling | None 
     groups = -(-problem.rows // tiling.BM) * -(-problem.columns // tiling.BN) * problem.batches * splits
     if groups * tiling.threads >= 2**32:
         raise UnsupportedError(f"{groups} blocks of {tiling.BM} x {tiling.BN} are more than a grid takes")
-    whole = splits == 1
+    whole, aligned = splits == 1, problem.a.aligned and problem.b.aligned
     defines: tuple[Define, ...] = (
         *_number_defines(problem.dtype),
         ("BM", tiling.BM),
@@ -290,10 +328,12 @@ def product(problem: Problem, capabilities: Capabilities, tiling: Tiling | None 
         ("THREADS", tiling.threads),
         ("PAD", int(tiling.pad)),
         ("STAGES", tiling.stages),
+        ("WGMMA", int(_by_warpgroups(problem, capabilities, tiling))),
         ("BATCH_DIMS", len(problem.batch) if len(problem.batch) <= 1 else MAX_BATCH_DIMS),
-        ("ALIGNED", int(problem.a.aligned and problem.b.aligned)),
+        ("ALIGNED", int(aligned)),
         ("A_DEPTH_LAST", int(problem.a.depth_last)),
         ("B_DEPTH_LAST", int(problem.b.depth_last)),
+        ("PAIRS", int(aligned and problem.columns % 2 == 0)),
         ("RESULT", "element" if whole else "accum"),
         ("EPILOGUE", int(whole)),
         *(_epilogue_defines(problem) if whole else (("BIAS", 0), *_activation_defines(Activation.NONE), ("SAVE", 0))),

@@ -22,6 +22,11 @@ _PLAIN = Case(128, 96, 64)
 #: All at once: odd sizes, transposed operands, bias and activation; its depth is split in the check.
 _ODD = Case(70, 45, 150, a_layout="transposed", b_layout="transposed", bias=True, activation=Activation.GELU)
 _SPLITS = 2
+#: Blocks that are cut off at each end, operands that lie in each way.
+_WIDE = (
+    Case(200, 328, 136),
+    Case(200, 328, 136, a_layout="transposed", b_layout="transposed", bias=True, activation=Activation.SILU),
+)
 
 
 def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
@@ -33,6 +38,8 @@ def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
         yield checks.whole()
         yield from checks.split()
         yield from checks.gradients()
+        for case in _WIDE:
+            yield from _Checks(case, case.inputs(dtype), capabilities).wide()
 
 
 class _Checks:
@@ -60,8 +67,12 @@ class _Checks:
             "c", *(reference.apply_activation(x, self._inputs.activation) for x in (z.reference, z.pytorch))
         )
 
-    def whole(self) -> SelfCheck:
-        launch = plan.product(self._problem, self._capabilities).product
+    def wide(self) -> Iterator[SelfCheck]:
+        for tiling in plan.wide_tilings(self._problem, self._capabilities):
+            yield self.whole(tiling)
+
+    def whole(self, tiling: plan.Tiling | None = None) -> SelfCheck:
+        launch = plan.product(self._problem, self._capabilities, tiling).product
         if self._inputs.bias is None:  # nothing is read of a bias, nothing written of z
             unused = self._inputs.a.flatten()
             return self._check(launch, (*self._operands, unused, unused), (self._result(),))

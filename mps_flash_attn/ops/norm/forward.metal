@@ -25,14 +25,14 @@ kernel void norm_forward(const device element* x [[buffer(0)]], const device ele
     y += share.row * args.length;
     sum += share.row * args.length;
 
+    RowValues<element> row;
+    row.start(x, 1, share);
     accum pivot = 0;
 #if CENTRED
     if (lane % TEAM_LANES == 0 && share.length > 0)
         pivot = RESIDUAL ? accum(element(accum(x[0]) + accum(residual[0]))) : accum(x[0]);
     pivot = simd_shuffle(pivot, ushort(lane - lane % TEAM_LANES));
 #endif
-    RowValues<element> row;
-    row.start(x, 1, share);
     Moments moments = no_moments();
     for (int step = 0; step < STEPS && share.holds(step); step++) {
         Pack<accum> values = row.get(step);

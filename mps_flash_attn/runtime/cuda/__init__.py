@@ -39,6 +39,7 @@ def _capabilities() -> Capabilities:
         cores=min((device.multi_processor_count for device in properties), default=_FEWEST_MULTIPROCESSORS),
         float64=True,
         matrix_unit="mma",
+        wgmma=bool(properties) and all((device.major, device.minor) == (9, 0) for device in properties),
     )
 
 

@@ -132,7 +132,8 @@ def _name(architecture: Architecture) -> str:
             f"NVRTC {version} compiles for compute capabilities {', '.join(f'{n // 10}.{n % 10}' for n in known)}, not "
             f"for {architecture[0]}.{architecture[1]}; install another version of nvidia-cuda-nvrtc"
         )
-    return f"sm_{number}"
+    # With instructions that this architecture alone has, such as wgmma.
+    return f"sm_{number}{'a' * (number >= 90)}"
 
 
 @functools.cache
