@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import multiprocessing
 import sys
@@ -14,18 +15,22 @@ from typing import Any
 
 import matplotlib
 import torch
-from attention import IMPLEMENTATIONS, Problem
+from attention import IMPLEMENTATIONS, Attention, Problem
+from matplotlib.figure import Figure
 from tqdm import tqdm
+from variants import VARIANTS, Variant
+
+from mps_flash_attn import launch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-__all__ = ["measure", "plot"]
+__all__ = ["measure", "plot", "plot_variants", "tensor_bytes"]
 
 WARM_UP_LENGTH = 64  # compiles kernels and starts threads without touching memory that the real call would need
 
 
-def _peak_tensor_bytes(call: Callable[[], None]) -> int:
+def _peak_tensor_bytes(call: Callable[[], object]) -> int:
     """The most bytes that tensors created during ``call`` held at once, after PyTorch's CPU allocator."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
@@ -46,7 +51,7 @@ def _resident_bytes(field: str) -> int:
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
 
 
-def _peak_resident_bytes(call: Callable[[], None]) -> int | None:
+def _peak_resident_bytes(call: Callable[[], object]) -> int | None:
     """How far the resident set of this process rose during ``call``; none where the system does not tell."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
@@ -57,15 +62,28 @@ def _peak_resident_bytes(call: Callable[[], None]) -> int | None:
     return _resident_bytes("VmHWM") - before
 
 
+def tensor_bytes(variant: Variant, problem: Problem) -> int:
+    """The most bytes of tensors beyond its inputs that a variant's call holds, by PyTorch's CPU allocator.
+
+    Launches return before their kernels run, which allocate nothing.
+    """
+    with launch.dry_run():
+        variant.prepare(dataclasses.replace(problem, length=WARM_UP_LENGTH))()
+        return _peak_tensor_bytes(variant.prepare(problem))
+
+
 def _measure_point(problem: Problem, name: str) -> dict[str, Any]:
-    attention = IMPLEMENTATIONS[name]
-    warm_up = dataclasses.replace(problem, length=WARM_UP_LENGTH)
-    warm_up.call(attention, warm_up.inputs())
-    inputs = problem.inputs()
-
-    def call() -> None:
-        problem.call(attention, inputs)
-
+    point: dict[str, Any] = {"length": problem.length, "head_dim": problem.head_dim}
+    if name in VARIANTS:
+        point |= {"implementation": "ours", "variant": name}
+        if problem.device == "cpu":
+            return {**point, "tensor_bytes": tensor_bytes(VARIANTS[name], problem), "resident_bytes": None}
+        prepare = VARIANTS[name].prepare
+    else:
+        point |= {"implementation": name, "variant": "causal" if problem.causal else "plain"}
+        prepare = functools.partial(_prepare, IMPLEMENTATIONS[name])
+    prepare(dataclasses.replace(problem, length=WARM_UP_LENGTH))()
+    call = prepare(problem)
     resident: int | None = None
     if problem.device == "mps":
         torch.mps.synchronize()
@@ -77,22 +95,22 @@ def _measure_point(problem: Problem, name: str) -> dict[str, Any]:
     else:
         resident = _peak_resident_bytes(call)
         tensors = _peak_tensor_bytes(call)
-    return {
-        "length": problem.length,
-        "head_dim": problem.head_dim,
-        "implementation": name,
-        "tensor_bytes": tensors,
-        "resident_bytes": resident,
-    }
+    return {**point, "tensor_bytes": tensors, "resident_bytes": resident}
 
 
-def measure(problems: Sequence[Problem]) -> list[dict[str, Any]]:
-    """One record a problem and implementation. Bytes beyond inputs: outputs, gradients and scratch.
+def _prepare(attention: Attention, problem: Problem) -> Callable[[], object]:
+    inputs = problem.inputs()
+    return lambda: problem.call(attention, inputs)
 
-    ``tensor_bytes`` is what the call needs on a GPU. ``resident_bytes`` (CPU on Linux) adds what tensors do not show,
-    such as the simulator's stacks; freed pages that the allocator reuses can hide in it.
+
+def measure(problems: Sequence[Problem], variants: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One record a problem and implementation, or one a problem and variant of ours, where variants are named.
+
+    Bytes are those beyond inputs: outputs, gradients and scratch. ``tensor_bytes`` is what the call needs on a GPU.
+    ``resident_bytes`` (CPU on Linux, without variants) adds what tensors do not show, such as the simulator's stacks;
+    freed pages that the allocator reuses can hide in it.
     """
-    points = [(problem, name) for problem in problems for name in IMPLEMENTATIONS]
+    points = [(problem, name) for name in variants or IMPLEMENTATIONS for problem in problems]
     # A server that has imported what takes long, and computed nothing, forks a process for each point.
     context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
     context.set_forkserver_preload(["torch", "matplotlib.pyplot", "mps_flash_attn"])
@@ -101,6 +119,46 @@ def measure(problems: Sequence[Problem]) -> list[dict[str, Any]]:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
             records.append(process.submit(_measure_point, problem, name).result())
     return records
+
+
+def plot_variants(records: Sequence[dict[str, Any]], title: str, file: Path) -> None:
+    """Draws a panel for each variant: peak extra memory against length, beside a line of bytes that double with it."""
+    names = list(dict.fromkeys(record["variant"] for record in records))
+    columns = min(len(names), 5)
+    rows = -(-len(names) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, 2.1 * rows + 0.6), layout="constrained", sharex=True, sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    ticks = sorted({record["length"] for record in records})
+    for axes, name in zip(grid.flat, names, strict=False):
+        points = sorted((r["length"], r["tensor_bytes"] / 2**20) for r in records if r["variant"] == name)
+        (first, least), (last, most) = points[0], points[-1]
+        axes.plot(
+            ticks, [least * length / first for length in ticks], color="#8ecae6", linewidth=4, label="linear in N"
+        )
+        axes.plot(*zip(*points, strict=True), color="#fb8500", marker="o", markersize=4, label="measured")
+        axes.set_title(name, fontsize=10)
+        axes.annotate(f"{most:,.3g} MiB", (last, most), (-6, 4), textcoords="offset points", ha="right", fontsize=9)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    grid[0, 0].set_xscale("log", base=2)
+    grid[0, 0].set_yscale("log")
+    grid[0, 0].set_xticks(ticks, [f"{length:,}" for length in ticks], rotation=45)
+    grid[0, 0].minorticks_off()
+    grid[0, 0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
+    figure.supxlabel("sequence length N")
+    figure.supylabel("peak extra memory (MiB)")
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
 
 
 def plot(records: Sequence[dict[str, Any]], title: str, file: Path) -> None:
@@ -123,6 +181,4 @@ def plot(records: Sequence[dict[str, Any]], title: str, file: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    _save(figure, file)

@@ -21,6 +21,7 @@ import records
 import timing
 import torch
 from attention import Problem
+from variants import VARIANTS
 
 DESCRIPTION = """\
 Measure an operation of this package. This is --op attention; `--op gemm --help` tells of products of matrices,
@@ -29,7 +30,8 @@ Measure an operation of this package. This is --op attention; `--op gemm --help`
 Attention is measured beside PyTorch's scaled_dot_product_attention and the textbook formula, all in this one run.
 
   (default)    wall-clock time, medians of --repeat calls after a warm-up with the very same call
-  --memory     peak memory beyond the inputs, against the length; one fresh process a point; draws a plot
+  --memory     peak memory beyond the inputs, against the length; one fresh process a point; draws a plot. With
+               --variants, of ours with masks, windows, dropout and so on; on the CPU those count tensors alone
   --counters   what the kernels do in the simulator: matrix products, exponentials, barriers, bytes moved; beside
                PyTorch's own Metal kernel, taken from the installed PyTorch and executed by the same simulator
   --overhead   cost in Python of a call, with the launch itself switched off, beside an empty custom operator; and of
@@ -47,6 +49,7 @@ examples:
   python benchmarks/run.py --op attention --length 256 512 1024 --causal --backward
   python benchmarks/run.py --op attention --device mps --dtype float16 --length 4096 --json out/attention.jsonl
   python benchmarks/run.py --op attention --memory --plot out/memory.png
+  python benchmarks/run.py --op attention --memory --variants all --json out/memory.jsonl
   python benchmarks/run.py --op attention --counters --head-dim 64 128 --length 1024
 """
 
@@ -70,6 +73,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
         return number
 
+    def variants(text: str) -> tuple[str, ...]:
+        names = tuple(VARIANTS) if text == "all" else tuple(text.split(","))
+        if unknown := [name for name in names if name not in VARIANTS]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r}; accepted are all, {', '.join(VARIANTS)}")
+        return names
+
     parser.add_argument(
         "--op", choices=("attention", "gemm", *operations.OPERATIONS), required=True, help="the operation"
     )
@@ -91,6 +100,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--head-dim", type=positive, nargs="+", help="one or more")
     parser.add_argument("--causal", action="store_true", help="query i sees keys up to i")
     parser.add_argument("--backward", action="store_true", help="forward and gradients (--memory: always)")
+    parser.add_argument(
+        "--variants",
+        type=variants,
+        default=(),
+        metavar="all|NAME,...",
+        help=f"with --memory: of ours in these variants, in place of other implementations: {', '.join(VARIANTS)}",
+    )
     parser.add_argument("--repeat", type=positive, help="calls (--overhead: rounds of calls) that a median is taken of")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="append one JSON object a line, with date and versions"
@@ -102,6 +118,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, value in DEFAULTS[args.mode].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.variants and (args.mode != "memory" or args.causal):
+        parser.error("--variants goes with --memory, without --causal, which is one of them")
     if args.mode == "memory":
         args.backward = True
         if len(args.head_dim) > 1:
@@ -156,11 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = timing.measure(shapes, args.repeat)
         records.show(f"Time of attention: {setting}", results)
     elif args.mode == "memory":
-        results = memory.measure(shapes)
+        results = memory.measure(shapes, args.variants)
         caption = "PyTorch's attention is fused on the CPU. On mps it is not when gradients are needed: see naive."
-        records.show(f"Peak extra memory of attention: {setting}", results, caption if args.device == "cpu" else None)
-        file = args.plot or Path("out/memory.png")
-        memory.plot(results, f"Peak extra memory of attention, {setting}", file)
+        comparing = args.device == "cpu" and not args.variants
+        records.show(f"Peak extra memory of attention: {setting}", results, caption if comparing else None)
+        file = args.plot or Path("out/memory-variants.png" if args.variants else "out/memory.png")
+        plot = memory.plot_variants if args.variants else memory.plot
+        plot(results, f"Peak extra memory of attention, {setting}", file)
         print(f"Plot: {file}")
     elif args.mode == "counters":
         results = counters.measure(shapes)

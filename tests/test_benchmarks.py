@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gpu
+import memory
 import operations
 import pytest
 import run
 import torch
+from attention import Problem
 from matplotlib import image
+from variants import VARIANTS, Variant
+
+import mps_flash_attn
+from mps_flash_attn import launch
+from mps_flash_attn.ops import calls
 
 operations_timed = operations._timed
 
@@ -42,6 +51,55 @@ def test_memory_of_ours_grows_with_the_length_and_of_the_formula_with_its_square
     assert peaks["naive", 512] >= 512 * 512 * 4
     # Output, log-sum-exp, its gradient's delta, the incoming gradient and three gradients.
     assert peaks["ours", 512] <= 512 * (5 * 16 + 2) * 4 + 4096
+    assert image.imread(plot)[..., :3].std() > 0.02
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Launches that are planned, and neither compiled nor run."""
+    calls.forget()
+    monkeypatch.setattr(launch, "bind", lambda launch, runtime: lambda *tensors: None)
+    yield
+    calls.forget()
+
+
+def grows_with_the_length(variant: Variant) -> bool:
+    """Whether twice the length takes at most twice the memory, but for what does not grow."""
+    problem = Problem(2, 2, 128, 16, "float32", causal=False, backward=True, device="cpu")
+    small, large = (memory.tensor_bytes(variant, dataclasses.replace(problem, length=n)) for n in (512, 1024))
+    assert small > 2 * 2 * 512 * 16 * 4  # one result at least
+    return large <= 2 * small + 4096
+
+
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_memory_of_every_variant_grows_with_the_length(name: str) -> None:
+    assert grows_with_the_length(VARIANTS[name])
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_memory_that_grows_with_the_square_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def square(problem: Problem) -> dict[str, torch.Tensor]:
+        return {"attn_mask": torch.ones(problem.length, problem.length)}
+
+    assert not grows_with_the_length(Variant(tensors=square))  # its gradient
+    copied = mps_flash_attn.flash_attention
+
+    def with_scores(query: torch.Tensor, key: torch.Tensor, *others: Any, **options: Any) -> Any:
+        scores = query.detach() @ key.detach().mT
+        return copied(query + 0 * scores.sum(), key, *others, **options)
+
+    monkeypatch.setattr(mps_flash_attn, "flash_attention", with_scores)
+    assert not grows_with_the_length(VARIANTS["plain"])
+
+
+def test_memory_of_variants_is_recorded_and_drawn(tmp_path: Path) -> None:
+    plot = tmp_path / "memory.png"
+    sizes = ("--length", "64", "128", "--head-dim=16", f"--plot={plot}")
+    results = measure(tmp_path, "--memory", "--variants=causal,bias", *sizes)
+    assert [(r["variant"], r["length"]) for r in results] == [
+        (name, length) for name in ("causal", "bias") for length in (64, 128)
+    ]
     assert image.imread(plot)[..., :3].std() > 0.02
 
 
@@ -142,7 +200,16 @@ def test_bad_arguments_of_gemm_are_named(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [("--counters", "--device=mps"), ("--plot=x.png",), ("--memory", "--counters")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--counters", "--device=mps"),
+        ("--plot=x.png",),
+        ("--memory", "--counters"),
+        ("--variants=plain,colour", "--memory"),
+        ("--variants=plain",),
+    ],
+)
 def test_bad_arguments_are_named(wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run.parse_arguments(["--op=attention", *wrong])
