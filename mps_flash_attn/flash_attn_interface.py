@@ -18,9 +18,10 @@ from torch import Tensor
 
 from .ops.attention.api import flash_attention
 from .ops.attention.arguments import Scoring
-from .ops.attention.sequence_api import attend
+from .ops.attention.sequence_api import attend, refuse_gradients
 from .ops.attention.sequences import Lengths
 from .ops.checks import require_tensor
+from .ops.kv_cache.api import append_kv, lengths_of, rotate_queries
 
 __all__ = [
     "flash_attn_func",
@@ -29,6 +30,7 @@ __all__ = [
     "flash_attn_varlen_func",
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
 ]
 
 _Result: TypeAlias = "Tensor | tuple[Tensor, Tensor, None]"
@@ -150,10 +152,12 @@ def flash_attn_varlen_func(
 
     Args:
         q: ``[Tq, Hq, D]``, the queries of all sequences.
-        k, v: ``[Tk, Hkv, D]``, their keys and values.
+        k, v: ``[Tk, Hkv, D]``, their keys and values; or with ``block_table`` pages ``[pages, page_size, Hkv, D]``.
         cu_seqlens_q, cu_seqlens_k: ``[N + 1]``, int32: sequence ``n`` has the rows from entry ``n`` to entry ``n + 1``.
         max_seqlen_q, max_seqlen_k: without effect: the lengths themselves are known.
         alibi_slopes: ``[Hq]`` or ``[N, Hq]``.
+        block_table: ``[N, P]``, int32: row ``j`` of sequence ``n`` is row ``j % page_size`` of page
+            ``block_table[n, j // page_size]``. No gradients then.
         seqused_k: ``[N]``, int32: how many of its keys each sequence uses, from the first; all of them if None.
 
     Returns:
@@ -162,16 +166,23 @@ def flash_attn_varlen_func(
     Raises:
         TypeError, ValueError: as `flash_attention`, and lengths that do not fit: they are read before the launch.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        _require(name, x, "[T, H, D]", 3)
+    _require("q", q, "[T, H, D]", 3)
+    for name, x in (("k", k), ("v", v)):
+        _require(
+            name, x, "[T, H, D]" if block_table is None else "[pages, page_size, H, D]", 3 + (block_table is not None)
+        )
     for name, ends in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         require_tensor(name, ends, (torch.int32,), "int32")
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    if block_table is None:
+        k, v = (x.transpose(0, 1)[None] for x in (k, v))
+    else:
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
     out, lse = attend(
-        q,
+        q.transpose(0, 1)[None],
         k,
         v,
         Lengths(cu_seqlens_q, cu_seqlens_k, seqused_k),
+        block_table=block_table,
         scale=softmax_scale,
         causal=causal,
         scoring=Scoring(dropout_p, softcap, window_size, alibi_slopes),
@@ -221,6 +232,100 @@ def flash_attn_varlen_kvpacked_func(
     k, v = kv.unbind(1)
     rest = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs
     return flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *rest)
+
+
+def flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    cache_seqlens: int | Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    rotary_interleaved: bool = True,
+    alibi_slopes: Tensor | None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention to a cache of keys and values, to which new ones are appended first, in place. No gradients.
+
+    Args:
+        q: ``[B, Lq, Hq, D]``.
+        k_cache, v_cache: ``[B_cache, L_cache, Hkv, D]``, or with ``block_table`` ``[pages, page_size, Hkv, D]`` with
+            pages of 8 to 256 rows. Any strides but a last one other than 1.
+        k, v: ``[B, L_new, Hkv, D]``: what is appended at ``cache_seqlens``, or None.
+        rotary_cos, rotary_sin: ``[positions, R / 2]``: new keys are turned by their positions as they are written, and
+            queries too: query ``i`` by ``cache_seqlens + i`` where ``causal`` or a window is given, else all by
+            ``cache_seqlens``. They come with ``k`` and ``v``.
+        cache_seqlens: ``[B]``, int32, or an int for all: how many keys the cache has, the new ones not counted. It is
+            not changed. None without ``k`` stands for all of ``L_cache``.
+        cache_batch_idx: ``[B]``, int32: the batch of the cache that each batch of queries uses; not with
+            ``block_table``.
+        cache_leftpad: ``[B]``, int32: the first row of each cache that counts.
+        block_table: ``[B, P]``, int32: row ``j`` of sequence ``b`` is row ``j % page_size`` of page
+            ``block_table[b, j // page_size]``.
+        softmax_scale, causal, window_size, softcap, alibi_slopes: as in `flash_attn_func`; the last query stands at the
+            last key, a new one if there are any.
+        rotary_interleaved: pair ``i`` is columns ``(2 i, 2 i + 1)``; otherwise ``(i, i + R / 2)``.
+        num_splits: without effect: into how many parts keys are cut follows from their number and the GPU.
+        return_softmax_lse: also returns the log-sum-exps.
+
+    Returns:
+        ``[B, Lq, Hq, D]``, with ``return_softmax_lse`` also ``[B, Hq, Lq]``.
+
+    Raises:
+        TypeError, ValueError: as `flash_attention` and `append_kv`. Lengths and tables are read before the launch.
+        UnsupportedError: a tensor that requires grad while gradients are recorded.
+    """
+    _require("q", q, "[B, L, H, D]", 4)
+    for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
+        _require(name, x, "[B, L, H, D]" if block_table is None else "[pages, page_size, H, D]", 4)
+    refuse_gradients("a cache", q=q, k_cache=k_cache, v_cache=v_cache)
+    if (k is None) != (v is None) or (rotary_cos is None) != (rotary_sin is None):
+        raise ValueError("k and v, and rotary_cos and rotary_sin, come together; accepted are both or none")
+    if cache_seqlens is not None and not isinstance(cache_seqlens, Tensor):
+        cache_seqlens = lengths_of(cache_seqlens, q)
+    if k is None or v is None:
+        if rotary_cos is not None:
+            raise ValueError("rotary_cos comes without k and v; accepted are both or none")
+    else:
+        if cache_seqlens is None:
+            raise ValueError("cache_seqlens is None and k is not; accepted are the lengths at which k is appended")
+        append_kv(
+            k_cache,
+            v_cache,
+            k,
+            v,
+            cache_seqlens=cache_seqlens,
+            cache_batch_idx=cache_batch_idx,
+            block_table=block_table,
+            cos=rotary_cos,
+            sin=rotary_sin,
+            interleaved=rotary_interleaved,
+        )
+        if rotary_cos is not None and rotary_sin is not None:
+            turned = {"interleaved": rotary_interleaved, "one_position": not causal and tuple(window_size) == (-1, -1)}
+            q = rotate_queries(q, rotary_cos, rotary_sin, cache_seqlens=cache_seqlens, **turned)
+    new = 0 if k is None else k.shape[1]
+    q, key, value = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
+    lengths = Lengths(None, None, cache_seqlens, cache_batch_idx, cache_leftpad, new)
+    scoring = Scoring(0.0, softcap, window_size, alibi_slopes)
+    if block_table is not None and cache_seqlens is None:
+        lengths = lengths._replace(seqused_k=lengths_of(block_table.shape[1] * k_cache.shape[1], q))
+    with torch.no_grad():
+        out, lse = attend(
+            q, key, value, lengths, scale=softmax_scale, causal=causal, scoring=scoring, block_table=block_table
+        )
+    out = out.transpose(1, 2)
+    return (out, lse) if return_softmax_lse else out
 
 
 def _require(name: str, x: Tensor, shape: str, rank: int, packed: tuple[int, int] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .ops.attention.api import Rotary, flash_attention
+from .ops.attention.cache_api import flash_attention_with_quantized_kv
 from .ops.cross_entropy.api import cross_entropy
 from .ops.elementwise.api import add, geglu, gelu, mul, relu, relu_squared, relu_squared_glu, silu, swiglu
 from .ops.embedding.api import embedding
@@ -26,6 +27,7 @@ __all__ = [
     "cross_entropy",
     "embedding",
     "flash_attention",
+    "flash_attention_with_quantized_kv",
     "geglu",
     "gelu",
     "layer_norm",

@@ -34,9 +34,9 @@ from .function import Causal, Modifiers
 from .layout import batch_operator, fold, with_rank
 from .sequences import Lengths
 
-__all__ = ["Rotary", "attempt", "autocast", "flash_attention", "modifiers_of"]
+__all__ = ["ALIGNMENTS", "Rotary", "attempt", "autocast", "flash_attention", "modifiers_of"]
 
-_ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
+ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
 
 _forward = torch.ops.mps_flash_attn.attention_forward.default
 _backward = torch.ops.mps_flash_attn.attention_backward.default
@@ -180,7 +180,7 @@ def flash_attention(
         >>> query.grad.shape
         torch.Size([2, 8, 16, 64])
     """
-    causal = _ALIGNMENTS.get(causal_alignment)
+    causal = ALIGNMENTS.get(causal_alignment)
     if causal is None:
         raise ValueError(f"causal_alignment is {causal_alignment!r}; accepted are 'top-left' and 'bottom-right'")
     if not is_causal:
@@ -317,8 +317,7 @@ _SLOPES, _SINKS = (Modifiers._fields.index(name) for name in ("alibi_slopes", "s
 
 
 def _refuse_lengths(modifiers: tuple[Any, ...]) -> None:
-    lengths = Modifiers(*modifiers)._asdict().items()
-    if any(name in Lengths._fields and x is not None for name, x in lengths):
+    if any(isinstance(getattr(Modifiers(*modifiers), name), Tensor) for name in Lengths._fields):
         raise UnsupportedError("lengths of sequences inside torch.vmap; accepted are sequences that are more")
 
 

@@ -223,10 +223,10 @@ class Modifiers(NamedTuple):
         window_left, window_right: keys before and after a query's place that it sees; -1 for all.
         bottom_right: whether query ``i`` stands at key ``i + Lk - Lq`` instead of ``i``; so it does where ``causal``
             says so.
-        cu_seqlens_q, cu_seqlens_k, seqused_k, cache_batch_idx, cache_leftpad: those of `Lengths`; slopes, sinks and
-            dropped weights are those of sequences then, in the place of batches.
+        cu_seqlens_q, cu_seqlens_k, seqused_k, cache_batch_idx, cache_leftpad, appended: those of `Lengths`; slopes,
+            sinks and dropped weights are those of sequences then, in the place of batches.
         block_table: ``[N, P]`` int32, contiguous: keys and values are pages ``[pages, Hkv, page_size, D]``, and
-            sequence ``n`` has its rows in the pages of row ``n``; with ``seqused_k``.
+            sequence ``n`` has its rows in the pages of row ``n``; with lengths of keys.
         stored: a `Stored`: how keys and values are quantized, which then are uint8, rows of bytes.
         k_scale, v_scale: their scales, ``[B, Hkv, Lk, groups]`` float32, or of pages.
         group_size: columns that share a scale where the format has groups; else 0.
@@ -249,6 +249,7 @@ class Modifiers(NamedTuple):
     seqused_k: Tensor | None = None
     cache_batch_idx: Tensor | None = None
     cache_leftpad: Tensor | None = None
+    appended: int = 0
     block_table: Tensor | None = None
     k_scale: Tensor | None = None
     v_scale: Tensor | None = None
@@ -258,7 +259,9 @@ class Modifiers(NamedTuple):
     def table(self, query: Tensor, key: Tensor) -> Table | None:
         """That of the sequences, if there is one."""
         lengths = Lengths(*(getattr(self, name) for name in Lengths._fields))
-        return None if all(x is None for x in lengths) else read(lengths, query, key, self.block_table)
+        return (
+            None if all(x is None for x in lengths.tensors().values()) else read(lengths, query, key, self.block_table)
+        )
 
     def cache(self, query: Tensor, key: Tensor, value: Tensor) -> plan.Cache:
         """How keys and values are kept, once the tensors are known to fit.
@@ -273,8 +276,10 @@ class Modifiers(NamedTuple):
             raise TypeError(
                 f"block_table is {table.dtype} of shape {tuple(table.shape)}; accepted: contiguous int32 [N, P]"
             )
-        if table is not None and (table.device != query.device or self.seqused_k is None):
-            raise ValueError(f"block_table is on {table.device}; accepted: {query.device}, and with seqused_k")
+        if table is not None and (
+            table.device != query.device or (self.seqused_k is None and self.cu_seqlens_k is None)
+        ):
+            raise ValueError(f"block_table is on {table.device}; accepted: {query.device}, and with lengths of keys")
         steps = [(0, 0, 0), (0, 0, 0)]
         for n, (name, x, rows) in enumerate((("k_scale", self.k_scale, key), ("v_scale", self.v_scale, value))):
             if of == Stored.ELEMENTS:
@@ -366,7 +371,8 @@ _MODIFIERS = (
     "Tensor? alibi_slopes=None, Tensor? sinks=None, Tensor? seed=None, float dropout_p=0.0, float softcap=0.0, "
     "SymInt window_left=-1, SymInt window_right=-1, bool bottom_right=False, Tensor? cu_seqlens_q=None, "
     "Tensor? cu_seqlens_k=None, Tensor? seqused_k=None, Tensor? cache_batch_idx=None, Tensor? cache_leftpad=None, "
-    "Tensor? block_table=None, Tensor? k_scale=None, Tensor? v_scale=None, int stored=0, int group_size=0"
+    "SymInt appended=0, Tensor? block_table=None, Tensor? k_scale=None, Tensor? v_scale=None, int stored=0, "
+    "int group_size=0"
 )
 _FORWARD = (
     "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, float scale, SymInt causal, "

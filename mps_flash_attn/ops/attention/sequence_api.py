@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedError
+from ..checks import require_tensor
 from .api import autocast, modifiers_of
 from .arguments import (
     PLAIN,
@@ -23,7 +24,7 @@ from .arguments import (
 from .function import Causal
 from .sequences import Lengths
 
-__all__ = ["attend"]
+__all__ = ["attend", "refuse_gradients"]
 
 _forward = torch.ops.mps_flash_attn.attention_forward.default
 
@@ -37,6 +38,7 @@ def attend(
     scale: float | None = None,
     causal: bool = False,
     scoring: Scoring = PLAIN,
+    block_table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of each sequence to its own keys, nothing of what pads them computed; the last query at the last key.
 
@@ -48,6 +50,8 @@ def attend(
         scale: ``1 / sqrt(D)`` if None.
         causal: query ``i`` sees the keys ``j <= i + keys - queries`` of its sequence.
         scoring: without rotary; slopes and sinks are ``[Hq]`` or ``[N, Hq]``.
+        block_table: ``[N, P]`` int32: keys and values are pages ``[pages, Hkv, page_size, D]``, the rows of sequence
+            ``n`` in those of row ``n``; with lengths of the keys.
 
     Returns:
         out like ``query`` but for ``Dv``, and lse, one a row, float32 (float64 for float64). Rows of no sequence are 0,
@@ -67,9 +71,13 @@ def attend(
         refusal = refuse_scoring(scoring, query, key, (count, query.shape[1]))
     if isinstance(refusal, Refusal):
         raise refusal.error
-    for name in ("cache_batch_idx", "cache_leftpad"):
-        if getattr(lengths, name) is not None and torch.is_grad_enabled():
-            _refuse_gradients(name, query=query, key=key, value=value, sinks=scoring.sinks)
+    caches = {**lengths.tensors(), "block_table": block_table}
+    for name in ("cache_batch_idx", "cache_leftpad", "block_table"):
+        if caches[name] is not None:
+            refuse_gradients(name, query=query, key=key, value=value, sinks=scoring.sinks)
+    if block_table is not None:
+        require_tensor("block_table", block_table, (torch.int32,), "int32")
+        block_table = block_table if block_table.is_contiguous() else block_table.contiguous()
     rows = (count, query.shape[1])
     modifiers = modifiers_of(scoring._replace(bottom_right=True), query, rows, rows)
     query, key, value = (x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for x in (query, key, value))
@@ -80,22 +88,27 @@ def attend(
         None,
         1.0 / math.sqrt(query.shape[-1]) if scale is None else scale,
         Causal.BOTTOM_RIGHT if causal else Causal.NONE,
-        *modifiers._replace(**lengths._asdict()),
+        *modifiers._replace(**lengths._asdict(), block_table=block_table),
     )
     return out, lse
 
 
 def _count(query: Tensor, lengths: Lengths) -> int:
     """Of sequences; what lengths contradict it is refused when they are read."""
-    for name, x in lengths._asdict().items():
+    for name, x in lengths.tensors().items():
         if isinstance(x, Tensor) and x.dim() == 1:
             return max(len(x) - name.startswith("cu_"), 0)
     return query.shape[0]
 
 
-def _refuse_gradients(why: str, **tensors: Tensor | None) -> None:
+def refuse_gradients(why: str, **tensors: Tensor | None) -> None:
+    """Of attention with something that has none.
+
+    Raises:
+        UnsupportedError: naming a tensor that requires grad while gradients are recorded.
+    """
     for name, x in tensors.items():
-        if x is not None and x.requires_grad:
+        if x is not None and x.requires_grad and torch.is_grad_enabled():
             raise UnsupportedError(
                 f"{name} requires grad and attention with {why} has no gradient; accepted is torch.no_grad()"
             )

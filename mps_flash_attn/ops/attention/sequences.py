@@ -32,6 +32,7 @@ class Lengths(NamedTuple):
         seqused_k: ``[N]``: how many keys of each sequence, from its first, are there.
         cache_batch_idx: ``[N]``: the batch of its keys.
         cache_leftpad: ``[N]``: how many of the first keys are none.
+        appended: how many more keys each sequence has than ``seqused_k`` says.
     """
 
     cu_seqlens_q: Tensor | None = None
@@ -39,6 +40,10 @@ class Lengths(NamedTuple):
     seqused_k: Tensor | None = None
     cache_batch_idx: Tensor | None = None
     cache_leftpad: Tensor | None = None
+    appended: int = 0
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        return {name: x for name, x in self._asdict().items() if name != "appended"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def read(lengths: Lengths, query: Tensor, key: Tensor, block_table: Tensor | Non
     Raises:
         ValueError, TypeError: lengths that do not fit.
     """
-    values = {name: _values(name, x, query) for name, x in lengths._asdict().items()}
+    values = {name: _values(name, x, query) for name, x in lengths.tensors().items()}
     sizes = {len(x) - name.startswith("cu_") for name, x in values.items() if x is not None}
     if len(sizes) != 1:
         found = ", ".join(f"{name} has {len(x)} entries" for name, x in values.items() if x is not None)
@@ -84,6 +89,7 @@ def read(lengths: Lengths, query: Tensor, key: Tensor, block_table: Tensor | Non
         (query.shape[0], query.shape[2]),
         (pages, page_size) if capacity is None else (None, capacity),
         query.device,
+        lengths.appended,
         **values,
     )
     if block_table is not None:
@@ -151,6 +157,7 @@ def _table(
     queries: tuple[int, int],
     keys: tuple[int | None, int],
     device: torch.device,
+    appended: int,
     *,
     cu_seqlens_q: tuple[int, ...] | None,
     cu_seqlens_k: tuple[int, ...] | None,
@@ -180,7 +187,7 @@ def _table(
         if k_batches is not None and k_batches != count:
             raise ValueError(f"key has {k_batches} batches; accepted are as many as lengths are given, {count}")
         k_rows = [(n, 0, k_length) for n in range(count)]
-    used = seqused_k or tuple(rows for _, _, rows in k_rows)
+    used = tuple(n + appended for n in seqused_k) if seqused_k else tuple(rows for _, _, rows in k_rows)
     padding = cache_leftpad or (0,) * count
     for n, ((_, _, rows), length, pad) in enumerate(zip(k_rows, used, padding, strict=True)):
         most = min(rows, k_length)

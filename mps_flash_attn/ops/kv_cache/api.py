@@ -10,7 +10,7 @@ from ..checks import require_reverse_mode, require_tensor
 from ..host_values import filled
 from . import function
 
-__all__ = ["append_kv", "rotate_queries"]
+__all__ = ["append_kv", "lengths_of", "rotate_queries"]
 
 
 def append_kv(
@@ -77,7 +77,7 @@ def append_kv(
     _require_plain("append_kv", named, interleaved=interleaved)
     if not isinstance(cache_seqlens, Tensor):
         require_tensor("key", key)
-        cache_seqlens = _lengths(cache_seqlens, key)
+        cache_seqlens = lengths_of(cache_seqlens, key)
     function.append_kv(k_cache, v_cache, key, value, cache_seqlens, cache_batch_idx, block_table, cos, sin, interleaved)
 
 
@@ -116,11 +116,11 @@ def rotate_queries(
         require_tensor(name, table)
     if not isinstance(cache_seqlens, Tensor):
         require_tensor("query", query)
-        cache_seqlens = _lengths(cache_seqlens, query)
+        cache_seqlens = lengths_of(cache_seqlens, query)
     return function.rotate_queries(query, cos, sin, cache_seqlens, interleaved, one_position)
 
 
-def _lengths(length: object, rows: Tensor) -> Tensor:
+def lengths_of(length: object, rows: Tensor) -> Tensor:
     """One length for all sequences as a tensor."""
     if isinstance(length, bool) or not isinstance(length, (int, torch.SymInt)):
         raise TypeError(f"cache_seqlens is a {type(length).__name__}; accepted are an int32 Tensor and an int")
