@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedError
+from ..calls import shortcut
 from ..checks import require_match, require_reverse_mode, require_shape, require_tensor
 from ..dtypes import ELEMENTS
-from . import function, plan
+from . import plan
 from .formats import FORMATS, GROUP_SIZES
+from .function import dequantize, quantize
 
 __all__ = ["FormatName", "QuantizedKV", "quantize_kv"]
+
+_quantize = shortcut(torch.ops.mps_flash_attn.quantize.default, quantize._init_fn)
+_dequantize = shortcut(torch.ops.mps_flash_attn.dequantize.default, dequantize._init_fn)
 
 FormatName = Literal["int8", "fp8_e4m3", "fp8_e5m2", "int4", "nf4"]
 
@@ -88,7 +93,7 @@ class QuantizedKV:
         """
         self.check()
         key, value = (
-            function.dequantize(stored.view(torch.uint8), scale, self.format, self.group_size, columns, self.dtype)
+            _dequantize(stored.view(torch.uint8), scale, self.format, self.group_size, columns, self.dtype)
             for stored, scale, columns in (
                 (self.key, self.key_scale, self.head_size),
                 (self.value, self.value_scale, self.value_head_size),
@@ -165,9 +170,7 @@ def quantize_kv(key: Tensor, value: Tensor, format: FormatName = "int8", *, grou
     require_shape("value", value, (*key.shape[:3], value.shape[3]), "[B, Hkv, L] of the key and Dv")
     require_reverse_mode("quantize_kv")
     of = FORMATS[format]
-    (stored_key, key_scale), (stored_value, value_scale) = (
-        function.quantize(x, format, group_size) for x in (key, value)
-    )
+    (stored_key, key_scale), (stored_value, value_scale) = (_quantize(x, format, group_size) for x in (key, value))
     return QuantizedKV(
         stored_key.view(of.dtype),
         stored_value.view(of.dtype),
