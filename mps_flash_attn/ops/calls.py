@@ -71,7 +71,11 @@ def shortcut(dispatched: Callable[_P, _Result], kernel: Callable[_P, _Result]) -
 
     That is so where no gradient is wanted, and no compiler, profiler, mode, transform or subclass of tensors waits for
     the operator. An operator that is written in Python takes longer to reach than what it does before a launch.
+
+    What says so are internals of PyTorch; where a version lacks one, it is the operator.
     """
+    if not _DENSE:
+        return dispatched
 
     @functools.wraps(dispatched)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _Result:
@@ -98,10 +102,18 @@ def _keys(*names: str) -> int:
     return functools.reduce(operator.or_, sets).raw_repr()
 
 
-#: Keys of a thread and of a dense tensor; PyTorch leaves out those of autograd in `torch.inference_mode`.
-_NO_MODE = frozenset((_keys("BackendSelect"), _keys("BackendSelect", "ADInplaceOrView")))
-_DENSE = frozenset(
-    _keys(device, f"Autocast{device}", *autograd)
-    for device in ("CPU", "CUDA", "MPS")
-    for autograd in ((), ("ADInplaceOrView", f"Autograd{device}"))
-)
+def _key_sets() -> tuple[frozenset[int], frozenset[int]]:
+    """Keys of a thread, and of a dense tensor; PyTorch leaves out those of autograd in `torch.inference_mode`."""
+    needed = ("_dispatch_tls_local_include_set", "_dispatch_keys", "_any_requires_grad", "_autograd", "DispatchKeySet")
+    if not all(hasattr(torch._C, name) for name in needed) or not hasattr(torch._C._autograd, "_profiler_enabled"):
+        return frozenset(), frozenset()
+    no_mode = frozenset((_keys("BackendSelect"), _keys("BackendSelect", "ADInplaceOrView")))
+    dense = frozenset(
+        _keys(device, f"Autocast{device}", *autograd)
+        for device in ("CPU", "CUDA", "MPS")
+        for autograd in ((), ("ADInplaceOrView", f"Autograd{device}"))
+    )
+    return no_mode, dense
+
+
+_NO_MODE, _DENSE = _key_sets()

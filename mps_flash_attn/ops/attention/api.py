@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedError
+from ..calls import shortcut
 from ..dtypes import accumulator_dtype
 from .arguments import (
     PLAIN,
@@ -30,15 +31,16 @@ from .arguments import (
     refuse_scale,
     refuse_scoring,
 )
-from .function import Causal, Modifiers
+from .function import Causal, Modifiers, attention_forward
 from .layout import batch_operator, fold, with_rank
 from .sequences import Lengths
 
-__all__ = ["ALIGNMENTS", "Rotary", "attempt", "autocast", "flash_attention", "modifiers_of"]
+__all__ = ["ALIGNMENTS", "Rotary", "attempt", "autocast", "flash_attention", "forward_operator", "modifiers_of"]
 
 ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
 
-_forward = torch.ops.mps_flash_attn.attention_forward.default
+#: ``torch.ops.mps_flash_attn.attention_forward``.
+forward_operator = shortcut(torch.ops.mps_flash_attn.attention_forward.default, attention_forward._init_fn)
 _backward = torch.ops.mps_flash_attn.attention_backward.default
 
 
@@ -188,8 +190,8 @@ def flash_attention(
     if attn_mask is not None and type(attn_mask) is not Tensor:
         attn_mask, causal = _unwrap_causal_bias(query, key, attn_mask, causal)
     scoring = PLAIN
-    extras = (window, alibi_slopes, sinks, rotary)
-    if dropout_p != 0 or softcap != 0 or any(x is not None for x in extras):
+    nothing = window is None and alibi_slopes is None and sinks is None and rotary is None
+    if dropout_p != 0 or softcap != 0 or not nothing:
         bottom_right = causal_alignment == "bottom-right"
         scoring = Scoring(dropout_p, softcap, window, alibi_slopes, sinks, bottom_right, rotary)
     result = attempt(query, key, value, attn_mask, scale, causal, enable_gqa, scoring)
@@ -251,9 +253,9 @@ def attempt(
     else:
         q, k, v, mask = fold(query, key, value, attn_mask, lead, kv_lead)
     if scoring is PLAIN:
-        out, lse = _forward(q, k, v, mask, scale, causal)
+        out, lse = forward_operator(q, k, v, mask, scale, causal)
     else:
-        out, lse = _forward(q, k, v, mask, scale, causal, *modifiers_of(scoring, q, lead, q.shape[:2]))
+        out, lse = forward_operator(q, k, v, mask, scale, causal, *modifiers_of(scoring, q, lead, q.shape[:2]))
     if direct:
         return out, lse
     shape = (*lead, *out.shape[2:])
@@ -324,7 +326,9 @@ def _refuse_lengths(modifiers: tuple[Any, ...]) -> None:
 def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     _refuse_lengths(args[6:])
     batched = (*range(4), 6 + _SLOPES, 6 + _SINKS)
-    return batch_operator(_forward, info.batch_size, args, in_dims, batched), (0, 0)
+    return batch_operator(
+        torch.ops.mps_flash_attn.attention_forward.default, info.batch_size, args, in_dims, batched
+    ), (0, 0)
 
 
 def _vmap_backward(

@@ -11,15 +11,13 @@ from torch import Tensor
 from ..checks import require_match, require_tensor
 from ..quantize.api import QuantizedKV
 from ..quantize.formats import FORMATS
-from .api import ALIGNMENTS, modifiers_of
+from .api import ALIGNMENTS, forward_operator, modifiers_of
 from .arguments import Scoring, refuse_mask, refuse_scale, refuse_scoring
 from .function import Causal
 from .layout import with_rank
 from .sequence_api import refuse_gradients
 
 __all__ = ["flash_attention_with_quantized_kv"]
-
-_forward = torch.ops.mps_flash_attn.attention_forward.default
 
 
 def flash_attention_with_quantized_kv(
@@ -99,7 +97,7 @@ def flash_attention_with_quantized_kv(
         stored=int(of.stored),
         group_size=kv.group_size if of.in_groups else 0,
     )
-    out, lse = _forward(
+    out, lse = forward_operator(
         query if query.stride(3) == 1 or head_size == 1 else query.contiguous(),
         kv.key.view(torch.uint8),
         kv.value.view(torch.uint8),

@@ -35,7 +35,11 @@ NO_MODIFIERS = Modifiers()
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arguments of ``attention_forward`` and a gradient for each of its outputs."""
+    """The arguments of ``attention_forward`` and a gradient for each of its outputs.
+
+    Attributes:
+        first_head: that these are numbered from, which decides what is dropped, where they are a sequence of several.
+    """
 
     query: Tensor
     key: Tensor
@@ -46,6 +50,7 @@ class Inputs:
     grad_out: Tensor
     grad_lse: Tensor
     modifiers: Modifiers = NO_MODIFIERS
+    first_head: int = 0
 
     @property
     def mask_gradient(self) -> bool:
@@ -65,7 +70,7 @@ class Inputs:
             alibi_slopes=m.alibi_slopes,
             sinks=m.sinks,
             dropout_p=m.dropout_p,
-            dropped=None if m.seed is None else reference.dropped(shape, m.seed, m.dropout_p),
+            dropped=None if m.seed is None else reference.dropped(shape, m.seed, m.dropout_p, self.first_head),
         )
 
     def turned(self) -> Inputs:

@@ -42,6 +42,7 @@ NO_CACHE = plan.Cache()
 
 _forward_calls = PreparedCalls[_ForwardCall]()
 _backward_calls = PreparedCalls[_BackwardCalls]()
+_merges = PreparedCalls[launch.BoundLaunch]()
 
 
 class Causal(enum.IntEnum):
@@ -402,7 +403,10 @@ def _prepare_forward(
         lambda tiling: plan.forward_in_parts(problem, runtime.CAPABILITIES, tiling),
     )
     bound = launch.bind(planned.launch, runtime)
-    merge = None if planned.splits == 1 else _prepare_merge(planned.splits, query, columns, runtime)
+    merge = None
+    if planned.splits > 1:  # the same for any number of keys
+        of = (planned.splits, geometry(query), columns)
+        merge = _merges.prepared(of, _prepare_merge, planned.splits, query, columns, runtime)
 
     def call(query: Tensor, key: Tensor, value: Tensor, extras: _Extras, whole: bool) -> tuple[Tensor, Tensor]:
         out = launch.poisoned(empty_output(query, columns), runtime)

@@ -155,7 +155,7 @@ def _product(a: int, x: Tensor) -> tuple[Tensor, Tensor]:
     return middle >> 16, (middle << 16 | low & 0xFFFF) & 0xFFFFFFFF
 
 
-def dropped(shape: tuple[int, int, int, int], seed: Tensor, dropout_p: float) -> Tensor:
+def dropped(shape: tuple[int, int, int, int], seed: Tensor, dropout_p: float, first_head: int = 0) -> Tensor:
     """Which weights ``[B, Hq, Lq, Lk]`` the kernels drop.
 
     Query ``i`` and key ``j`` of a head have the counter ``(i // 16, j // 16, i % 8 * 8 + j % 8, head)``, one word of
@@ -163,7 +163,7 @@ def dropped(shape: tuple[int, int, int, int], seed: Tensor, dropout_p: float) ->
     """
     batches, heads, queries, keys = shape
     i, j = torch.arange(queries)[:, None], torch.arange(keys)
-    head = torch.arange(batches * heads).view(batches, heads, 1, 1)
+    head = first_head + torch.arange(batches * heads).view(batches, heads, 1, 1)
     counter = torch.broadcast_tensors(i // 16, j // 16, i % 8 * 8 + j % 8, head)
     words = torch.stack(philox(tuple(counter), (int(seed[0]) & 0xFFFFFFFF, int(seed[1]) & 0xFFFFFFFF)))
     word = (i // 8 % 2 * 2 + j // 8 % 2).expand(shape)

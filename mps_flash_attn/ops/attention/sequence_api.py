@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedError
 from ..checks import require_tensor
-from .api import autocast, modifiers_of
+from .api import autocast, forward_operator, modifiers_of
 from .arguments import (
     PLAIN,
     Refusal,
@@ -25,8 +25,6 @@ from .function import Causal
 from .sequences import Lengths
 
 __all__ = ["attend", "refuse_gradients"]
-
-_forward = torch.ops.mps_flash_attn.attention_forward.default
 
 
 def attend(
@@ -81,7 +79,7 @@ def attend(
     rows = (count, query.shape[1])
     modifiers = modifiers_of(scoring._replace(bottom_right=True), query, rows, rows)
     query, key, value = (x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for x in (query, key, value))
-    out, lse = _forward(
+    out, lse = forward_operator(
         query,
         key,
         value,
