@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...launch import Capabilities, Launch
 from ..dtypes import accumulator_dtype
+from ..quantize.formats import Stored
 from ..rope import reference as rope
 from ..rope.api import rope_tables
 from . import plan, reference
@@ -220,6 +221,8 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
             yield plan.forward(problem, capabilities)
             additive = mask is not None and mask != torch.bool
             yield from plan.backward(problem, capabilities, lse_gradient=aligned, mask_gradient=additive)
+            if aligned and mask is None:
+                yield from _from_tables(problem, capabilities)
             if head_size == 17:
                 yield plan.forward_in_parts(dataclasses.replace(problem, keys=10_000, batch=1), capabilities).launch
                 for kernel in (plan.FORWARD, plan.BACKWARD_DQ, plan.BACKWARD_DKV):
@@ -227,3 +230,16 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
                     nothing_staged = plan.Tiling(16, 2, 2, stage_values=False, staged=False, heads_first=True)
                     for tiling in (all_staged, nothing_staged):
                         yield plan.walk(problem, capabilities, kernel, tiling)
+
+
+def _from_tables(problem: plan.Problem, capabilities: Capabilities) -> Iterator[Launch]:
+    """Packed sequences, forward and backward, and caches of each kind."""
+    packed = dataclasses.replace(problem, batch=1, sequences=plan.Sequences(3, 64, 80, of_queries=True))
+    yield plan.forward(packed, capabilities)
+    yield from plan.backward(packed, capabilities, lse_gradient=False)
+    sequences = plan.Sequences(2, 100, 96, of_queries=False)
+    for stored in Stored:
+        group = 32 if stored in (Stored.INT4, Stored.NF4) else 0
+        page_size = 16 if stored in (Stored.ELEMENTS, Stored.INT4) else 0
+        cache = plan.Cache(stored, group, page_size=page_size, pages=20, table_pages=8 if page_size else 0)
+        yield plan.forward(dataclasses.replace(problem, sequences=sequences, cache=cache), capabilities)
