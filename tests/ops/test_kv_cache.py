@@ -88,6 +88,33 @@ def test_float64_and_tables_of_other_dtypes(seed: int) -> None:
         check(Case(rotary_dim=64, table_dtype=table_dtype), torch.float32)
 
 
+def test_tables_of_any_layout(seed: int) -> None:
+    """Halves of one tensor, transposed ones, and two that lie each in its own way."""
+    cos, sin = rope_tables(9, 32)
+    rows = torch.randn(1, 3, 2, 48)
+    expected = rotate_queries(rows, cos, sin, cache_seqlens=6)
+    halves = torch.cat([cos, sin], 1).chunk(2, 1)
+    for tables in (halves, (cos.mT.contiguous().mT, sin.mT.contiguous().mT), (halves[0], sin)):
+        cache = torch.zeros(1, 9, 2, 48)
+        append_kv(cache, cache.clone(), rows, rows, cache_seqlens=6, cos=tables[0], sin=tables[1])
+        assert torch.equal(cache[:, 6:], expected)
+
+
+def test_pytorch_counts_the_change(seed: int) -> None:
+    """Whoever saved a cache for a gradient finds out that it was written to."""
+    x = Case().inputs(torch.float32)
+    weight = torch.ones(1, requires_grad=True)
+    before = x.k_cache._version, x.v_cache._version
+    loss = (weight * x.k_cache).sum()
+    append_kv(**vars(x))
+    assert x.k_cache._version > before[0]
+    assert x.v_cache._version > before[1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():
+        append_kv(**vars(Case().inputs(torch.float32)))
+
+
 def test_a_sequence_grows_step_by_step(seed: int) -> None:
     """Prompt and single tokens, in pages that are shared by nobody: the same bits as all at once, and as `rope`'s."""
     key, value = torch.randn(2, 20, 2, 64).half(), torch.randn(2, 20, 2, 32).half()

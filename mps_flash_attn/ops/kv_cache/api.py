@@ -6,11 +6,16 @@ import torch
 from torch import Tensor
 
 from ...errors import UnsupportedError
+from ..calls import shortcut
 from ..checks import require_reverse_mode, require_tensor
 from ..host_values import filled
-from . import function
+from .function import append_kv_undispatched
+from .function import rotate_queries as _rotate_queries
 
 __all__ = ["append_kv", "lengths_of", "rotate_queries"]
+
+_append = shortcut(torch.ops.mps_flash_attn.append_kv.default, append_kv_undispatched)
+_rotate = shortcut(torch.ops.mps_flash_attn.rotate_queries.default, _rotate_queries._init_fn)
 
 
 def append_kv(
@@ -78,7 +83,7 @@ def append_kv(
     if not isinstance(cache_seqlens, Tensor):
         require_tensor("key", key)
         cache_seqlens = lengths_of(cache_seqlens, key)
-    function.append_kv(k_cache, v_cache, key, value, cache_seqlens, cache_batch_idx, block_table, cos, sin, interleaved)
+    _append(k_cache, v_cache, key, value, cache_seqlens, cache_batch_idx, block_table, cos, sin, interleaved)
 
 
 def rotate_queries(
@@ -117,7 +122,7 @@ def rotate_queries(
     if not isinstance(cache_seqlens, Tensor):
         require_tensor("query", query)
         cache_seqlens = lengths_of(cache_seqlens, query)
-    return function.rotate_queries(query, cos, sin, cache_seqlens, interleaved, one_position)
+    return _rotate(query, cos, sin, cache_seqlens, interleaved, one_position)
 
 
 def lengths_of(length: object, rows: Tensor) -> Tensor:

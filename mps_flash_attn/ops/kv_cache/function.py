@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ... import launch
 from ...errors import UnsupportedError
@@ -20,7 +21,7 @@ from . import plan
 from .arguments import place_of, require_append, require_places, require_positions, require_rotate
 from .plan import Place, Rotation
 
-__all__ = ["append_kv", "describe_append", "describe_rotate", "rotate_queries"]
+__all__ = ["append_kv", "append_kv_undispatched", "describe_append", "describe_rotate", "rotate_queries"]
 
 _calls = PreparedCalls[launch.BoundLaunch]()
 
@@ -95,9 +96,33 @@ def describe_rotate(query: Tensor, output: Tensor, cos: Tensor, interleaved: boo
     )
 
 
-def _prepare_append(*args: Any) -> launch.BoundLaunch:
-    described = describe_append(*args)
-    runtime = for_device(args[0].device.type)
+def _operands(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cache_seqlens: Tensor,
+    cache_batch_idx: Tensor | None,
+    block_table: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """What the kernel of `append_kv` takes, in its order; for what is absent some memory, which it does not read."""
+    lengths = cache_seqlens.contiguous()
+    numbers = lengths
+    if block_table is not None:
+        (numbers,) = _readable(block_table)
+    elif cache_batch_idx is not None:
+        numbers = cache_batch_idx.contiguous()
+    tables = (lengths, lengths) if cos is None or sin is None else _tables(cos, sin)
+    return *_readable(key, value), *tables, lengths, numbers, k_cache, v_cache
+
+
+def _prepare_append(place: Place, rotary: bool, interleaved: bool, *operands: Tensor) -> launch.BoundLaunch:
+    key, value, cos, _, _, numbers, k_cache, v_cache = operands
+    runtime = for_device(key.device.type)
+    table, angles = numbers if place == Place.PAGED else None, cos if rotary else None
+    described = describe_append(k_cache, v_cache, key, value, place, table, angles, interleaved)
     return launch.bind(plan.store(described, runtime.CAPABILITIES), runtime)
 
 
@@ -127,26 +152,27 @@ def append_kv(
             To know, a GPU's queue is waited for where `host_values` has not read them before.
         UnsupportedError: a problem that no plan serves.
     """
-    require_append(k_cache, v_cache, key, value, cache_seqlens, cache_batch_idx, block_table, cos, sin)
+    tensors = k_cache, v_cache, key, value, cache_seqlens, cache_batch_idx, block_table, cos, sin
+    problem = *(None if x is None else geometry(x) for x in tensors), interleaved
+    bound = _calls.get(problem)
+    if bound is None:  # others that are alike have passed
+        require_append(*tensors)
     if cos is not None:
         require_positions(cos, cache_seqlens, key.shape[1])
     require_places(k_cache, key, cache_seqlens, cache_batch_idx, block_table)
     if key.numel() == 0:
         return
-    key, value = _readable(key, value)
-    if cos is not None and sin is not None:
-        cos, sin = _tables(cos, sin)
-    lengths = cache_seqlens.contiguous()
-    if block_table is not None:
-        (block_table,) = _readable(block_table)
-    numbers = cache_batch_idx.contiguous() if cache_batch_idx is not None else block_table
-    rows = k_cache, v_cache, key, value
-    place = place_of(cache_batch_idx, block_table)
-    table = None if block_table is None else geometry(block_table)
-    problem = *map(geometry, rows), place, table, None if cos is None else geometry(cos), interleaved
-    bound = _calls.prepared(problem, _prepare_append, *rows, place, block_table, cos, interleaved)
-    first, second = (lengths if x is None else x for x in (cos, sin))  # some memory, where nothing is read
-    bound(key, value, first, second, lengths, lengths if numbers is None else numbers, k_cache, v_cache)
+    operands = _operands(*tensors)
+    if bound is None:
+        place = place_of(cache_batch_idx, block_table)
+        bound = _calls[problem] = _prepare_append(place, cos is not None, interleaved, *operands)
+    bound(*operands)
+
+
+def append_kv_undispatched(k_cache: Tensor, v_cache: Tensor, *others: Any) -> None:
+    """The kernel of `append_kv` and what the dispatcher does around it: PyTorch's counts of changes grow."""
+    append_kv._init_fn(k_cache, v_cache, *others)
+    increment_version((k_cache, v_cache))
 
 
 @torch.library.custom_op("mps_flash_attn::rotate_queries", mutates_args=())
