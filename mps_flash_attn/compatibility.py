@@ -7,8 +7,9 @@ order than PyTorch's and whose masks are true where a key is hidden, is here::
     from mps_flash_attn.compatibility import flash_attention
 
 What differs: float masks are added exactly instead of hiding what is below a threshold, the gradient of a bias is
-computed instead of dropped, chunked attention and bfloat16 have gradients, grouped heads are not repeated in memory,
-tensors need not be contiguous, and nothing falls back in silence: `replace_sdpa` counts what it passes on, in `stats`.
+computed instead of dropped, chunked attention has gradients, grouped heads are not repeated in memory, tensors need not
+be contiguous, fp8 is that of the Open Compute Project instead of 8 bits evenly apart, and nothing falls back in
+silence: `replace_sdpa` counts what it passes on, in `stats`.
 """
 
 from __future__ import annotations
@@ -21,21 +22,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import MPSFlashAttnError
+from .errors import MPSFlashAttnError, UnsupportedError
 from .ops.attention import api
-from .ops.checks import require_number, require_tensor
+from .ops.attention.cache_api import flash_attention_with_quantized_kv
+from .ops.checks import require_match, require_number, require_tensor
+from .ops.quantize.api import FormatName, QuantizedKV, quantize_kv
+from .ops.quantize.formats import FORMATS, GROUP_SIZES
+from .ops.quantize.reference import NF4
 from .patch import patch
 from .runtime import base
 from .runtime.cache import cache_folder
 
 __all__ = [
+    "QUANT_FP8_E4M3",
+    "QUANT_FP8_E5M2",
+    "QUANT_INT8",
+    "QUANT_NF4",
     "clear_cache",
     "convert_mask",
     "flash_attention",
     "flash_attention_chunked",
+    "flash_attention_fp8",
+    "flash_attention_int8",
+    "flash_attention_nf4",
+    "flash_attention_quantized",
     "flash_attention_with_bias",
     "is_available",
     "precompile",
+    "quantize_kv_fp8",
+    "quantize_kv_int8",
+    "quantize_kv_nf4",
     "register_custom_op",
     "replace_sdpa",
 ]
@@ -102,9 +118,7 @@ def flash_attention(
     Raises:
         TypeError, ValueError: as `mps_flash_attn.flash_attention`; a negative window, a scale that is not positive.
     """
-    if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
-        attn_mask = attn_mask.logical_not()
-    return _attention((query, key, value), attn_mask, is_causal, scale, window_size)
+    return _attention((query, key, value), _seen(attn_mask), is_causal, scale, window_size)
 
 
 def flash_attention_with_bias(
@@ -188,6 +202,201 @@ def flash_attention_chunked(
     return _attention((query, key, value), None, is_causal, scale, 0)
 
 
+#: What ``quant_type`` may be.
+QUANT_FP8_E4M3, QUANT_FP8_E5M2, QUANT_INT8, QUANT_NF4 = 3, 4, 5, 6
+
+_QUANTIZED: dict[int, FormatName] = {
+    QUANT_FP8_E4M3: "fp8_e4m3",
+    QUANT_FP8_E5M2: "fp8_e5m2",
+    QUANT_INT8: "int8",
+    QUANT_NF4: "nf4",
+}
+#: In that version's int8 this byte is 0; in ours, which is two's complement, byte 0.
+_INT8_ZERO = 128
+_GROUP_SIZE = max(GROUP_SIZES)
+
+
+def quantize_kv_fp8(key: Tensor, value: Tensor, use_e5m2: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys and values in 8 bits of floating point, with a scale for each head of each batch.
+
+    `mps_flash_attn.functional.quantize_kv` has a scale for each token, which is closer and takes tokens as they come.
+
+    Args:
+        key, value: ``[B, H, L, D]``.
+        use_e5m2: 5 bits of exponent and 2 of mantissa, instead of 4 and 3.
+
+    Returns:
+        Keys and values, uint8 ``[B, H, L, D]``, and their scales, float32 ``[B, H]``: a number is its scale times what
+        the bits stand for.
+
+    Raises:
+        TypeError, ValueError: as `quantize_kv`; among them tensors that require grad while gradients are recorded.
+    """
+    return _quantized_by_head(key, value, "fp8_e5m2" if use_e5m2 else "fp8_e4m3")
+
+
+def quantize_kv_int8(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `quantize_kv_fp8`, in whole numbers of 8 bits: a number is its scale times its byte less 128."""
+    key, value, *scales = _quantized_by_head(key, value, "int8")
+    return key ^ _INT8_ZERO, value ^ _INT8_ZERO, scales[0], scales[1]
+
+
+def quantize_kv_nf4(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `quantize_kv_fp8`, in 4 bits that number the values of NF4 (Dettmers et al. 2023, arXiv:2305.14314).
+
+    Returns:
+        Keys and values, uint8 ``[B, H, L, D / 2]`` with the even one of two columns in the low half of a byte, and
+        their scales.
+
+    Raises:
+        TypeError, ValueError: as `quantize_kv_fp8`; D that is odd.
+    """
+    for name, x in (("key", key), ("value", value)):
+        _require_quantizable(name, x)
+        if x.shape[-1] % 2:
+            raise ValueError(f"{name} has shape {list(x.shape)}; accepted is [B, H, L, D] with an even D")
+    (stored_key, k_scale), (stored_value, v_scale) = map(_nf4_by_head, (key, value))
+    return stored_key, stored_value, k_scale, v_scale
+
+
+def flash_attention_fp8(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    window_size: int = 0,
+    use_e5m2: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """`flash_attention_quantized` of what `quantize_kv_fp8` returns."""
+    quant_type = QUANT_FP8_E5M2 if use_e5m2 else QUANT_FP8_E4M3
+    return flash_attention_quantized(
+        query, key, value, k_scale, v_scale, quant_type, is_causal, attn_mask, window_size, scale
+    )
+
+
+def flash_attention_int8(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    window_size: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """`flash_attention_quantized` of what `quantize_kv_int8` returns."""
+    return flash_attention_quantized(
+        query, key, value, k_scale, v_scale, QUANT_INT8, is_causal, attn_mask, window_size, scale
+    )
+
+
+def flash_attention_nf4(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    window_size: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """`flash_attention_quantized` of what `quantize_kv_nf4` returns."""
+    return flash_attention_quantized(
+        query, key, value, k_scale, v_scale, QUANT_NF4, is_causal, attn_mask, window_size, scale
+    )
+
+
+def flash_attention_quantized(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    quant_type: int,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    window_size: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention to keys and values in 8 or 4 bits, which the kernel turns into numbers as it loads them.
+
+    Args:
+        query: ``[B, Hq, Lq, D]``.
+        key, value: uint8, ``[B, Hkv, Lk, D]``, or ``D / 2`` for NF4. Bytes of int8 are copied, the others are not.
+        k_scale, v_scale: float32, ``[B, Hkv]`` or ``[Hkv]``.
+        quant_type: one of ``QUANT_FP8_E4M3``, ``QUANT_FP8_E5M2``, ``QUANT_INT8`` and ``QUANT_NF4``.
+        is_causal, attn_mask, window_size, scale: as in `flash_attention`.
+
+    Returns:
+        ``[B, Hq, Lq, D]``. There are no gradients.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; a query that requires grad while gradients are recorded.
+    """
+    require_tensor("query", query)
+    if quant_type not in _QUANTIZED:
+        raise ValueError(f"quant_type is {quant_type!r}; accepted are {', '.join(map(str, _QUANTIZED))}")
+    name = _QUANTIZED[quant_type]
+    if quant_type == QUANT_INT8:
+        key, value = (x ^ _INT8_ZERO if isinstance(x, Tensor) and x.dtype == torch.uint8 else x for x in (key, value))
+    (k, k_scales, columns), (v, v_scales, value_columns) = (
+        _stored(name, "key", key, k_scale),
+        _stored(name, "value", value, v_scale),
+    )
+    kv = QuantizedKV(k, v, k_scales, v_scales, name, _GROUP_SIZE, columns, value_columns, query.dtype)
+    _require_scale(scale)
+    out = flash_attention_with_quantized_kv(
+        query, kv, _seen(attn_mask), is_causal, scale, causal_alignment="top-left", window=_window(window_size)
+    )
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def _stored(format_name: FormatName, name: str, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Bytes and scales as a `QuantizedKV` has them, the scales by strides of 0 over the tokens; and D."""
+    of = FORMATS[format_name]
+    require_tensor(name, x, (torch.uint8,), "uint8")
+    require_tensor(f"{name[0]}_scale", scale, (torch.float32,), "float32")
+    require_match(f"{name[0]}_scale", scale, name, x, dtype=False)
+    if x.dim() != 4:
+        raise ValueError(f"{name} has shape {list(x.shape)}; accepted is [B, Hkv, Lk, D]")
+    by_head = [list(x.shape[:2]), list(x.shape[1:2])]
+    if list(scale.shape) not in by_head:
+        raise ValueError(f"{name[0]}_scale has shape {list(scale.shape)}; accepted are {by_head[0]} and {by_head[1]}")
+    columns = x.shape[3] * 8 // of.bits
+    scale = scale.expand(x.shape[:2])[:, :, None, None].expand(-1, -1, 1, of.groups(columns, _GROUP_SIZE)).contiguous()
+    return x.view(of.dtype), scale.expand(-1, -1, x.shape[2], -1), columns
+
+
+def _quantized_by_head(key: Tensor, value: Tensor, name: FormatName) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys and values as bytes of 8 bits, and one scale a head: that of its largest magnitude.
+
+    With that magnitude as one more column, every token's scale is its head's.
+    """
+    largest = []
+    for side, x in (("key", key), ("value", value)):
+        _require_quantizable(side, x)
+        largest.append(x.abs().amax((2, 3), keepdim=True).expand(-1, -1, x.shape[2], -1))
+    kv = quantize_kv(torch.cat((key, largest[0]), -1), torch.cat((value, largest[1]), -1), name)
+    stored_key, stored_value = (x.view(torch.uint8)[..., :-1].contiguous() for x in (kv.key, kv.value))
+    return stored_key, stored_value, kv.key_scale[:, :, 0, 0], kv.value_scale[:, :, 0, 0]
+
+
+def _nf4_by_head(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest value of NF4 to each number, two to a byte, and one scale a head."""
+    scale = x.abs().amax((2, 3)).float()
+    values = torch.tensor(NF4, dtype=torch.float32, device=x.device)
+    halfway = values[:-1].lerp(values[1:], 0.5)
+    nearest = torch.bucketize(x / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None, None], halfway)
+    nearest = nearest.to(torch.uint8)
+    return nearest[..., ::2] | nearest[..., 1::2] << 4, scale
+
+
 def precompile(
     device: str = "mps", dtypes: Sequence[torch.dtype] = _DTYPES, head_sizes: Sequence[int] = _HEAD_SIZES
 ) -> None:
@@ -268,11 +477,28 @@ def _forward(
 def _attention(
     operands: Sequence[Tensor], attn_mask: Tensor | None, is_causal: bool, scale: float | None, window_size: int
 ) -> Tensor:
-    _require_count("window_size", window_size, least=0)
     _require_scale(scale)
-    window = (window_size, -1) if window_size else None
     query, key, value = operands
-    return api.flash_attention(query, key, value, attn_mask, 0.0, is_causal, scale, True, window=window)
+    return api.flash_attention(query, key, value, attn_mask, 0.0, is_causal, scale, True, window=_window(window_size))
+
+
+def _seen(attn_mask: Tensor | None) -> Tensor | None:
+    """A boolean mask that is true where a key is hidden as one that is true where it takes part; others as they are."""
+    return attn_mask.logical_not() if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool else attn_mask
+
+
+def _window(size: int) -> tuple[int, int] | None:
+    _require_count("window_size", size, least=0)
+    return (size, -1) if size else None
+
+
+def _require_quantizable(name: str, x: Tensor) -> None:
+    """Raises unless it has numbers in four dimensions, and no gradient is wanted that would be lost."""
+    require_tensor(name, x)
+    if x.dim() != 4 or x.shape[2] * x.shape[3] == 0:
+        raise ValueError(f"{name} has shape {list(x.shape)}; accepted is [B, H, L, D] with L and D from 1")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise UnsupportedError(f"{name} requires grad and quantization has no gradient; accepted is a detached one")
 
 
 def _require_scale(scale: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor
 import mps_flash_attn
 from mps_flash_attn import compatibility, tune
 from mps_flash_attn.compatibility import flash_attention
+from mps_flash_attn.ops.quantize.reference import NF4
 from mps_flash_attn.runtime import simulator
 from mps_flash_attn.runtime.cache import cache_folder
 
@@ -145,6 +147,55 @@ def test_chunks_change_nothing(seed: int) -> None:
     compare(mps_flash_attn.flash_attention_chunked(*inputs), formula(*inputs), inputs)
 
 
+def decoded(stored: Tensor, scale: Tensor, quant_type: int) -> Tensor:
+    """The numbers that bytes stand for, from the documentation."""
+    if quant_type == mps_flash_attn.QUANT_NF4:
+        values = torch.tensor(NF4, dtype=torch.float64)
+        numbers = torch.stack((values[(stored & 15).long()], values[(stored >> 4).long()]), -1).flatten(-2)
+    elif quant_type == mps_flash_attn.QUANT_INT8:
+        numbers = stored.double() - 128
+    else:
+        e5m2 = quant_type == mps_flash_attn.QUANT_FP8_E5M2
+        numbers = stored.view(torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn).double()
+    return numbers * scale.double()[..., None, None]
+
+
+QUANTIZED: dict[str, tuple[int, Callable[..., Any], Callable[..., Tensor], dict[str, bool], float]] = {
+    "e4m3": (3, mps_flash_attn.quantize_kv_fp8, mps_flash_attn.flash_attention_fp8, {"use_e5m2": False}, 1 / 16),
+    "e5m2": (4, mps_flash_attn.quantize_kv_fp8, mps_flash_attn.flash_attention_fp8, {"use_e5m2": True}, 1 / 8),
+    "int8": (5, mps_flash_attn.quantize_kv_int8, mps_flash_attn.flash_attention_int8, {}, 1 / 254),
+    "nf4": (6, mps_flash_attn.quantize_kv_nf4, mps_flash_attn.flash_attention_nf4, {}, 0.152),
+}
+
+
+@pytest.mark.parametrize("columns", [8, 130])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_keys_and_values(name: str, columns: int, seed: int) -> None:
+    quant_type, quantize, attend, options, error = QUANTIZED[name]
+    query, key, value = (torch.randn(2, h, n, columns, dtype=torch.float64) for h, n in ((4, 9), (2, 12), (2, 12)))
+    key[1, 0] = 0
+    stored_key, stored_value, k_scale, v_scale = quantize(key, value, **options)
+    width = columns // 2 if name == "nf4" else columns
+    numbers = []
+    for x, stored, scale in ((key, stored_key, k_scale), (value, stored_value, v_scale)):
+        assert (stored.dtype, stored.shape, scale.dtype, scale.shape) == (
+            torch.uint8, (2, 2, 12, width), torch.float32, (2, 2),
+        )  # fmt: skip
+        numbers.append(decoded(stored, scale, quant_type))
+        assert ((numbers[-1] - x).abs().amax((2, 3)) <= 1.001 * error * x.abs().amax((2, 3))).all()
+    mask = torch.rand(2, 1, 9, 12) < 0.3
+    arguments: dict[str, Any] = {"is_causal": True, "attn_mask": mask, "window_size": 5, "scale": 0.2}
+    expected = formula(query, *numbers, True, 0.2, mask, 5)
+    quantized = (stored_key, stored_value, k_scale, v_scale)
+    assert torch.allclose(attend(query, *quantized, **arguments, **options), expected, **EXACT)
+    general = mps_flash_attn.flash_attention_quantized(query, *quantized, quant_type, **arguments)
+    assert torch.allclose(general, expected, **EXACT)
+    if not any(options.values()):  # a scale for each head, the same in all batches
+        one = (stored_key[:1], stored_value[:1], k_scale[0], v_scale[0])
+        found = attend(query[:1], *one)
+        assert torch.allclose(found, formula(query[:1], *(x[:1] for x in numbers)), **EXACT)
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 def test_custom_operators(seed: int) -> None:
     assert mps_flash_attn.register_custom_op() is True
@@ -212,7 +263,9 @@ def test_precompile_says_what_is_missing() -> None:
 
 X = torch.zeros(2, 4, 9, 8)
 B = torch.zeros(2, 4, 9, 9)
+U, S = X.to(torch.uint8), torch.ones(2, 4)
 with_bias = compatibility.flash_attention_with_bias
+quantized = functools.partial(compatibility.flash_attention_quantized, X)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +289,21 @@ with_bias = compatibility.flash_attention_with_bias
         (lambda: with_bias(X, X, X, B[:, :3]), ValueError, "attn_mask has shape [2, 3, 9, 9]; accepted is what"),
         (lambda: compatibility.flash_attention_chunked(X, X, X, 0), ValueError, "chunk_size is 0; accepted are 1"),
         (lambda: compatibility.flash_attention_chunked(X, X, X, 1.5), TypeError, "chunk_size is a float"),
+        (lambda: quantized(U, U, S, S, 7), ValueError, "quant_type is 7; accepted are 3, 4, 5, 6"),
+        (lambda: quantized(X, X, S, S, 5), TypeError, "key has dtype torch.float32; accepted are uint8"),
+        (lambda: quantized(U[0], U, S, S, 3), ValueError, "key has shape [4, 9, 8]; accepted is [B, Hkv, Lk, D]"),
+        (lambda: quantized(U, U, S.double(), S, 3), TypeError, "k_scale has dtype torch.float64; accepted are float32"),
+        (lambda: quantized(U, U, S, S[:, 1:], 3), ValueError, "v_scale has shape [2, 3]; accepted are [2, 4] and [4]"),
+        (lambda: quantized(U, U, S, S, 6), ValueError, "query has shape [2, 4, 9, 8]; accepted is [2, Hq, Lq, 16]"),
+        (lambda: quantized(U, U, S, S, 3, window_size=-1), ValueError, "window_size is -1"),
+        (lambda: compatibility.quantize_kv_nf4(X[..., 1:], X), ValueError, "accepted is [B, H, L, D] with an even D"),
+        (lambda: compatibility.quantize_kv_int8(X, X[0]), ValueError, "value has shape [4, 9, 8]; accepted is"),
+        (lambda: compatibility.quantize_kv_fp8(X, [1]), TypeError, "value is a list; accepted is a Tensor"),
+        (
+            lambda: compatibility.quantize_kv_nf4(X.clone().requires_grad_(), X),
+            mps_flash_attn.UnsupportedError,
+            "key requires grad and quantization has no gradient",
+        ),
         (lambda: compatibility.convert_mask(torch.ones(2, dtype=torch.int32)), TypeError, "attn_mask has dtype"),
         (lambda: compatibility.convert_mask([True]), TypeError, "attn_mask is a list; accepted is a Tensor"),
     ],
