@@ -24,7 +24,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from ._version import __version__
 from .ops.attention.api import attempt
 from .ops.attention.arguments import PLAIN, Refusal, Scoring
-from .ops.attention.function import Causal
+from .ops.attention.problem import Causal
 
 __all__ = ["DeviceStats", "Stats", "patch", "patched", "reset_stats", "stats", "unpatch"]
 

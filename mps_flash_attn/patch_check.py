@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .errors import MPSFlashAttnError
 from .ops.attention.cases import Case
-from .ops.attention.function import Causal
 from .ops.attention.operands import outputs
+from .ops.attention.problem import Causal
 from .patch import DeviceStats, patched, stats
 from .self_check import Measured, measure
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from mps_flash_attn import launch
 from mps_flash_attn.ops import calls as prepared_calls
 from mps_flash_attn.ops.attention import plan
-from mps_flash_attn.ops.attention.function import Options, attention_forward, describe
+from mps_flash_attn.ops.attention.function import attention_forward
+from mps_flash_attn.ops.attention.problem import Options, describe
 from mps_flash_attn.ops.dtypes import accumulator_dtype
 from mps_flash_attn.runtime import base, torch_mps
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mps_flash_attn.ops.attention.cases import HEAD_SIZES, LENGTHS, Case, Inputs
-from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.ops.attention.problem import Causal
 from tests.ops.attention import assert_as_expected, ours
 
 pytestmark = pytest.mark.usefixtures("device")

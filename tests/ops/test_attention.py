@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mps_flash_attn.ops.attention.cases import HEAD_SIZES, LENGTHS, Case, MaskName
-from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.ops.attention.problem import Causal
 from tests.ops.attention import assert_as_expected, ours
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -136,3 +138,19 @@ MODIFIED = {
 @pytest.mark.parametrize("name", MODIFIED)
 def test_modified_shapes_scores_and_weights(name: str, dtype: torch.dtype, seed: int) -> None:
     check(MODIFIED[name], dtype)
+
+
+#: Each with lengths, heads and a layout of its own; texts do not depend on them but for the number of parts.
+REGIMES: dict[str, dict[str, Any]] = {
+    "one query": {"queries": 1, "keys": 300, "query_heads": 4, "key_heads": 1},
+    "few queries": {"queries": 5, "keys": 290, "batch": 1, "layout": "sliced"},
+    "more queries than keys": {"queries": 140, "keys": 45, "query_heads": 3, "key_heads": 3},
+    "blocks without a rest": {"queries": 128, "keys": 64, "query_heads": 4, "key_heads": 2, "layout": "transposed"},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [name for name, case in MODIFIED.items() if case.head_size == 40 and case.keys > 0])
+def test_every_variant_in_every_regime(name: str, dtype: torch.dtype, seed: int) -> None:
+    for regime in REGIMES.values():
+        check(dataclasses.replace(MODIFIED[name], **regime), dtype)

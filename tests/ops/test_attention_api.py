@@ -38,13 +38,13 @@ def largest_error(actual: Tensor, expected: Tensor) -> float:
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The arguments of every call of the forward operator, which still runs."""
     calls: list[tuple[Any, ...]] = []
-    operator = api._forward
+    operator = api.forward_operator
 
     def record(*args: Any) -> Any:
         calls.append(args)
         return operator(*args)
 
-    monkeypatch.setattr(api, "_forward", record)
+    monkeypatch.setattr(api, "forward_operator", record)
     return calls
 
 

@@ -7,7 +7,7 @@ import torch
 
 from mps_flash_attn.errors import KernelCheckError
 from mps_flash_attn.ops.attention.cases import Case
-from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.ops.attention.problem import Causal
 from mps_flash_attn.runtime import simulator
 from tests.ops.attention import ours
 from tests.ops.barriers import barriers, without_barrier

@@ -7,7 +7,7 @@ import torch
 
 from mps_flash_attn.ops.attention import function, plan
 from mps_flash_attn.ops.attention.cases import Case
-from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.ops.attention.problem import Causal, describe
 from mps_flash_attn.runtime import simulator
 from tests.ops.attention import ours
 
@@ -19,7 +19,7 @@ def profile(case: Case, dtype: torch.dtype) -> tuple[simulator.Profile, plan.Pro
         out, _, dq, dk, dv, *_ = ours(inputs)
     options = inputs.modifiers.options(inputs.query, inputs.key, inputs.value, inputs.scale, int(inputs.causal))
     outputs = {"out": out, "grad_out": inputs.grad_out, "dq": dq, "dk": dk, "dv": dv}
-    return counts, function.describe(*arguments, options, **outputs)
+    return counts, describe(*arguments, options, **outputs)
 
 
 def test_causal_skips_nearly_half_the_products(seed: int) -> None:

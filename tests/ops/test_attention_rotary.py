@@ -17,7 +17,7 @@ from mps_flash_attn.functional import Rotary, rope, rope_tables
 from mps_flash_attn.ops.attention import api, function, plan
 from mps_flash_attn.ops.attention.cases import Case
 from mps_flash_attn.ops.attention.expected import exact, pytorch
-from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.ops.attention.problem import Causal, Options, describe
 from mps_flash_attn.ops.attention.self_checks import self_checks
 from mps_flash_attn.ops.rope import reference
 from mps_flash_attn.runtime import simulator
@@ -160,7 +160,7 @@ def test_device_bytes_are_those_the_plan_predicts(seed: int) -> None:
         )
     outputs = {"out": out, "grad_out": inputs.grad_out, "dq": dq, "dk": dk, "dv": dv}
     rotation = plan.Rotation(16, interleaved=False, query_position=0)
-    problem = function.describe(*arguments, function.Options(inputs.scale, int(inputs.causal), rotation), **outputs)
+    problem = describe(*arguments, Options(inputs.scale, int(inputs.causal), rotation), **outputs)
     launches = (
         plan.forward(problem, simulator.CAPABILITIES),
         *plan.backward(problem, simulator.CAPABILITIES, True),
@@ -262,7 +262,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_tables_are_named_before_anything_is_launched(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(api, "_forward", None)
+    monkeypatch.setattr(api, "forward_operator", None)
     make, error, words = BAD[name]
     with pytest.raises(error, match=re.escape(words)) as caught:
         flash_attention(X, X, X, rotary=make())

@@ -21,7 +21,7 @@ from mps_flash_attn.flash_attn_interface import (
 from mps_flash_attn.ops.attention.arguments import Scoring
 from mps_flash_attn.ops.attention.cases import Case, Inputs
 from mps_flash_attn.ops.attention.expected import exact, pytorch
-from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.ops.attention.problem import Causal
 from mps_flash_attn.ops.attention.sequence_api import attend
 from mps_flash_attn.ops.attention.sequences import Lengths
 from mps_flash_attn.runtime import simulator

@@ -15,8 +15,8 @@ from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.attention import function, plan
 from mps_flash_attn.ops.attention.cases import Case, Inputs
 from mps_flash_attn.ops.attention.expected import NAMES, exact, pytorch
-from mps_flash_attn.ops.attention.function import Causal
 from mps_flash_attn.ops.attention.operands import problem
+from mps_flash_attn.ops.attention.problem import Causal
 from mps_flash_attn.runtime import simulator
 from tests.ops.attention import assert_as_expected, ours
 from tests.ops.test_attention import check

@@ -24,8 +24,8 @@ from mps_flash_attn.functional import rope_tables
 from mps_flash_attn.launch import BoundLaunch, Launch, Runtime, bind
 from mps_flash_attn.ops.attention import function, plan, tuning
 from mps_flash_attn.ops.attention.cases import Case, Inputs, LayoutName, MaskName
-from mps_flash_attn.ops.attention.function import Causal
 from mps_flash_attn.ops.attention.operands import operands, problem
+from mps_flash_attn.ops.attention.problem import Causal
 from mps_flash_attn.runtime import simulator
 from mps_flash_attn.tune import Choice, Key
 from tests.ops.test_attention_plan import problem as some_problem

@@ -14,7 +14,7 @@ from torch import Tensor
 from mps_flash_attn import flash_attention, patched, reset_stats, stats
 from mps_flash_attn.ops.attention import reference
 from mps_flash_attn.ops.attention.cases import Case, Inputs
-from mps_flash_attn.ops.attention.function import Causal, Modifiers
+from mps_flash_attn.ops.attention.problem import Causal, Modifiers
 from mps_flash_attn.runtime import simulator
 from tests.ops.attention import assert_as_expected, ours
 

@@ -18,7 +18,7 @@ from mps_flash_attn.launch import Capabilities, Launch
 from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.attention import plan
 from mps_flash_attn.ops.attention.cases import Case
-from mps_flash_attn.ops.attention.function import Causal, Options, describe
+from mps_flash_attn.ops.attention.problem import Causal, Options, describe
 from mps_flash_attn.ops.gemm import plan as plan_of_products
 from mps_flash_attn.runtime import base, simulator
 from tests.ops.attention import assert_as_expected, ours

@@ -17,7 +17,7 @@ import mps_flash_attn
 from mps_flash_attn import ops
 from mps_flash_attn.errors import KernelLaunchError
 from mps_flash_attn.ops.attention.cases import Case, Inputs
-from mps_flash_attn.ops.attention.function import Causal
+from mps_flash_attn.ops.attention.problem import Causal
 from mps_flash_attn.runtime.base import for_device
 from mps_flash_attn.self_check import SelfCheck
 from tests.ops.attention import assert_as_expected, ours

@@ -31,8 +31,9 @@ from .arguments import (
     refuse_scale,
     refuse_scoring,
 )
-from .function import Causal, Modifiers, attention_forward
+from .function import attention_forward
 from .layout import batch_operator, fold, with_rank
+from .problem import Causal, Modifiers
 from .sequences import Lengths
 
 __all__ = ["ALIGNMENTS", "Rotary", "attempt", "autocast", "flash_attention", "forward_operator", "modifiers_of"]

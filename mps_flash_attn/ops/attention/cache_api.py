@@ -13,8 +13,8 @@ from ..quantize.api import QuantizedKV
 from ..quantize.formats import FORMATS
 from .api import ALIGNMENTS, forward_operator, modifiers_of
 from .arguments import Scoring, refuse_mask, refuse_scale, refuse_scoring
-from .function import Causal
 from .layout import with_rank
+from .problem import Causal
 from .sequence_api import refuse_gradients
 
 __all__ = ["flash_attention_with_quantized_kv"]

@@ -16,7 +16,7 @@ from ..quantize.formats import Stored
 from ..rope import reference as rope
 from ..rope.api import rope_tables
 from . import plan, reference
-from .function import Causal, Modifiers
+from .problem import Causal, Modifiers
 
 __all__ = ["HEAD_SIZES", "LENGTHS", "Case", "Inputs", "LayoutName", "MaskName", "launches"]
 
@@ -196,7 +196,7 @@ def launches(capabilities: Capabilities | None = None) -> Iterator[Launch]:
             (64, 64, False, torch.bool, 0, None, True),
             (80, 80, True, dtype, None, plan.Rotation(32, interleaved=False, query_position=30), False),
             (288, 256, False, dtype, 0, None, False),
-            (17, 33, False, torch.float32, None, plan.Rotation(8, interleaved=True, query_position=0), True),
+            (17, 24, False, torch.float32, None, plan.Rotation(8, interleaved=True, query_position=0), True),
         ):
             problem = plan.Problem(
                 dtype=dtype,

@@ -7,27 +7,26 @@ shapes and strides costs a dictionary look-up beyond its launches.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ... import launch, tune
 from ...errors import UnsupportedError
-from ...launch import CHUNK_BYTES, Launch, Runtime
+from ...launch import Launch, Runtime
 from ...runtime.base import for_device
-from ..calls import PreparedCalls, alignment, geometry
+from ..calls import PreparedCalls, geometry
 from ..dtypes import accumulator_dtype
 from ..merge import function as merging
 from ..merge import plan as merging_plan
-from ..quantize.formats import FORMATS, Stored
 from ..rope.function import turn_back
 from . import plan
-from .sequences import Lengths, Table, read
+from .problem import NO_CACHE, TENSORS, Modifiers, Options, describe, empty_output, read_modifiers, value_columns
+from .sequences import Table
 
-__all__ = ["Causal", "Options", "attention_backward", "attention_forward", "describe", "empty_output", "value_columns"]
+__all__ = ["attention_backward", "attention_forward"]
 
 #: A mask, tables of cosines and sines, slopes, sinks, a seed and a table of sequences: what a call may lack.
 _Extras = tuple["Tensor | None", ...]
@@ -37,144 +36,10 @@ _BackwardCalls = tuple[launch.BoundLaunch, launch.BoundLaunch, launch.BoundLaunc
 
 _Plan = TypeVar("_Plan")
 
-#: Keys and values are tensors as they are.
-NO_CACHE = plan.Cache()
 
 _forward_calls = PreparedCalls[_ForwardCall]()
 _backward_calls = PreparedCalls[_BackwardCalls]()
 _merges = PreparedCalls[launch.BoundLaunch]()
-
-
-class Causal(enum.IntEnum):
-    """Which keys a query may see: all; ``j <= i``; ``j <= i + Lk - Lq``."""
-
-    NONE = 0
-    TOP_LEFT = 1
-    BOTTOM_RIGHT = 2
-
-
-class Options(NamedTuple):
-    """What shapes a call beside its tensors; as the operators take it, tensors by whether they are there.
-
-    Attributes:
-        causal: a `Causal`.
-        window: keys before and after a query's place that it sees, -1 for all.
-        bottom_right: whether the last query stands at the last key, for windows and slopes, instead of the first at the
-            first. So it does where ``causal`` says so.
-        sequences: where lengths are in a table.
-        cache: where keys are in pages, or quantized.
-    """
-
-    scale: float
-    causal: int = Causal.NONE
-    rotation: plan.Rotation | None = None
-    alibi: bool = False
-    sinks: bool = False
-    dropout_p: float = 0.0
-    softcap: float = 0.0
-    window: tuple[int, int] = (-1, -1)
-    bottom_right: bool = False
-    sequences: plan.Sequences | None = None
-    cache: plan.Cache = NO_CACHE
-
-    def offsets(self, queries: int, keys: int) -> dict[str, Any]:
-        """Where queries stand among keys, for a problem of these lengths."""
-        bottom_right = self.bottom_right or self.causal == Causal.BOTTOM_RIGHT
-        diagonal = keys - queries if bottom_right and self.sequences is None else 0
-        left, right = (min(n, queries + keys) for n in self.window)
-        if self.causal:
-            right = 0
-        if queries == 1 and bottom_right:
-            right = -1  # a query at the last key sees all before
-        return {
-            "diagonal": diagonal,
-            "window_offset": None if left < 0 else diagonal - left,
-            "causal_offset": None if right < 0 else diagonal + right,
-            "sequences": self.sequences,
-            "bottom_right": bottom_right,
-        }
-
-
-def value_columns(value: Tensor, stored: int = Stored.ELEMENTS) -> int:
-    """Dv of values as they are stored."""
-    return value.shape[3] * (2 if stored in (Stored.INT4, Stored.NF4) else 1)
-
-
-def empty_output(query: Tensor, columns: int) -> Tensor:
-    """Room for outputs ``[B, Hq, Lq, Dv]`` that lie as the queries do."""
-    batch, heads, queries, head_size = query.shape
-    if columns == head_size:
-        return torch.empty_like(query)
-    if query.stride(1) < query.stride(2):
-        return query.new_empty(batch, queries, heads, columns).transpose(1, 2)
-    return query.new_empty(batch, heads, queries, columns)
-
-
-def _layout(name: str, tensor: Tensor) -> plan.Layout:
-    if tensor.stride(3) != 1 and tensor.shape[3] > 1:
-        raise ValueError(f"{name} has stride {tensor.stride(3)} in its last dimension; accepted: 1")
-    batch, head, row = (0 if n == 1 else s for n, s in zip(tensor.shape[:3], tensor.stride()[:3], strict=True))
-    aligned = alignment(tensor, batch, head, row, tensor.shape[3]) == CHUNK_BYTES
-    return plan.Layout((batch, head, row), aligned)
-
-
-def _mask_layout(mask: Tensor, shape: tuple[int, ...]) -> plan.MaskLayout:
-    if mask.dim() != 4 or any(n not in (1, full) for n, full in zip(mask.shape, shape, strict=True)):
-        raise ValueError(f"attn_mask has shape {tuple(mask.shape)}; accepted: 1 or full in each of {shape}")
-    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
-        raise TypeError(f"attn_mask has dtype {mask.dtype}; accepted: bool or a floating-point dtype")
-    batch, head, row, column = (0 if n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True))
-    b, h, i, j = mask.shape
-    return plan.MaskLayout(mask.dtype, (batch, head, row, column), (b, h, i, j))
-
-
-def describe(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: Options, **others: Tensor
-) -> plan.Problem:
-    """The problem of a call; ``others`` are the tensors that have the layout of an output, in the plan's order."""
-    named = {"query": query, "key": key, "value": value, **others}
-    for name, tensor in named.items():
-        if tensor.dim() != 4:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: 4 dimensions [B, H, L, D]")
-        dtype = torch.uint8 if options.cache.stored and name in ("key", "value") else query.dtype
-        if tensor.dtype != dtype or tensor.device != query.device:
-            raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}; accepted: {dtype} on {query.device}")
-    batch, query_heads, queries, head_size = query.shape
-    key_heads, keys = key.shape[1:3]
-    batches = batch if options.sequences is None else key.shape[0]
-    cache = options.cache
-    stored = next(x for x in FORMATS.values() if x.stored == cache.stored) if cache.stored else None
-    if cache.page_size:
-        keys = cache.page_size * cache.table_pages
-    columns = head_size if stored is None else stored.row_bytes(head_size)
-    if key.shape != (key.shape[0], key_heads, key.shape[2], columns) or (not cache.page_size and batches != len(key)):
-        raise ValueError(f"key has shape {tuple(key.shape)}; accepted: query's B {batch} and D {head_size}")
-    if value.shape[:3] != key.shape[:3]:
-        raise ValueError(f"value has shape {tuple(value.shape)}; accepted: that of key but for D, {tuple(key.shape)}")
-    if key_heads == 0 or query_heads % key_heads:
-        raise ValueError(f"key has {key_heads} heads; accepted: a divisor of query's {query_heads}")
-    if attn_mask is not None and attn_mask.device != query.device:
-        raise ValueError(f"attn_mask is on {attn_mask.device}; accepted: query's {query.device}")
-    return plan.Problem(
-        dtype=query.dtype,
-        batch=batch,
-        query_heads=query_heads,
-        key_heads=key_heads,
-        queries=queries,
-        keys=keys,
-        head_size=head_size,
-        value_head_size=value_columns(value, cache.stored),
-        scale=options.scale,
-        mask=None if attn_mask is None else _mask_layout(attn_mask, (batch, query_heads, queries, keys)),
-        layouts=tuple(_layout(name, tensor) for name, tensor in named.items()),
-        rotation=options.rotation,
-        softcap=options.softcap,
-        alibi=options.alibi,
-        sinks=options.sinks,
-        dropout_p=options.dropout_p,
-        cache=cache,
-        **options.offsets(queries, keys),
-    )
 
 
 def _planned(
@@ -186,181 +51,6 @@ def _planned(
 
 def _planned_walk(kernel: plan.Kernel, problem: plan.Problem, runtime: Runtime, device: torch.device) -> Launch:
     return _planned(kernel, problem, device, lambda tiling: plan.walk(problem, runtime.CAPABILITIES, kernel, tiling))
-
-
-def _rotation(
-    query: Tensor, key: Tensor, cos: Tensor | None, sin: Tensor | None, interleaved: bool, query_position: int
-) -> plan.Rotation | None:
-    """By what a call turns its queries and keys, once the tables are known to fit."""
-    if cos is None or sin is None or cos.numel() == 0:
-        return None
-    rows, dtype = max(query_position + query.shape[2], key.shape[2]), accumulator_dtype(query.dtype)
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table.dtype != dtype or table.device != query.device or not table.is_contiguous():
-            raise TypeError(
-                f"{name} is {table.dtype} on {table.device}; accepted: contiguous {dtype} on {query.device}"
-            )
-        if table.dim() != 2 or table.shape != cos.shape or len(table) < rows or 2 * table.shape[1] > query.shape[3]:
-            raise ValueError(f"{name} has shape {tuple(table.shape)}; accepted: [P, R / 2] with P >= {rows} and R <= D")
-    if query_position < 0:
-        raise ValueError(f"query_position is {query_position}; accepted: 0 and more")
-    return plan.Rotation(cos.shape[1], interleaved, query_position)
-
-
-class Modifiers(NamedTuple):
-    """The operators' last arguments, in this order: what becomes of queries, keys, scores and weights beyond a mask.
-
-    Attributes:
-        cos, sin: tables ``[P, R / 2]``, contiguous, float32 (float64 for float64), or ``None``: query ``i`` is turned
-            as `rope` does by row ``query_position + i``, key ``j`` by row ``j``.
-        interleaved: which columns are pairs, as in `rope`.
-        query_position: the first query's, at least 0.
-        alibi_slopes: ``[B, Hq]``, contiguous, float32 (float64 for float64): a score loses its head's slope times the
-            distance of key and query.
-        sinks: likewise: a score for each head that takes its share of the weights and has no value.
-        seed: two int32 that decide, with a weight's place, whether it is dropped; with ``dropout_p`` over 0.
-        dropout_p: the share of weights that are dropped; the others are divided by ``1 - dropout_p``.
-        softcap: ``c`` of ``c tanh(scores / c)``, before any mask; 0 for none.
-        window_left, window_right: keys before and after a query's place that it sees; -1 for all.
-        bottom_right: whether query ``i`` stands at key ``i + Lk - Lq`` instead of ``i``; so it does where ``causal``
-            says so.
-        cu_seqlens_q, cu_seqlens_k, seqused_k, cache_batch_idx, cache_leftpad, appended: those of `Lengths`; slopes,
-            sinks and dropped weights are those of sequences then, in the place of batches.
-        block_table: ``[N, P]`` int32, contiguous: keys and values are pages ``[pages, Hkv, page_size, D]``, and
-            sequence ``n`` has its rows in the pages of row ``n``; with lengths of keys.
-        stored: a `Stored`: how keys and values are quantized, which then are uint8, rows of bytes.
-        k_scale, v_scale: their scales, ``[B, Hkv, Lk, groups]`` float32, or of pages.
-        group_size: columns that share a scale where the format has groups; else 0.
-    """
-
-    cos: Tensor | None = None
-    sin: Tensor | None = None
-    interleaved: bool = False
-    query_position: int = 0
-    alibi_slopes: Tensor | None = None
-    sinks: Tensor | None = None
-    seed: Tensor | None = None
-    dropout_p: float = 0.0
-    softcap: float = 0.0
-    window_left: int = -1
-    window_right: int = -1
-    bottom_right: bool = False
-    cu_seqlens_q: Tensor | None = None
-    cu_seqlens_k: Tensor | None = None
-    seqused_k: Tensor | None = None
-    cache_batch_idx: Tensor | None = None
-    cache_leftpad: Tensor | None = None
-    appended: int = 0
-    block_table: Tensor | None = None
-    k_scale: Tensor | None = None
-    v_scale: Tensor | None = None
-    stored: int = Stored.ELEMENTS
-    group_size: int = 0
-
-    def table(self, query: Tensor, key: Tensor) -> Table | None:
-        """That of the sequences, if there is one."""
-        lengths = Lengths(*(getattr(self, name) for name in Lengths._fields))
-        return (
-            None if all(x is None for x in lengths.tensors().values()) else read(lengths, query, key, self.block_table)
-        )
-
-    def cache(self, query: Tensor, key: Tensor, value: Tensor) -> plan.Cache:
-        """How keys and values are kept, once the tensors are known to fit.
-
-        Raises:
-            ValueError, TypeError: they do not.
-        """
-        table, of = self.block_table, self.stored
-        if table is None and of == Stored.ELEMENTS:
-            return NO_CACHE
-        if table is not None and (table.dtype != torch.int32 or table.dim() != 2 or not table.is_contiguous()):
-            raise TypeError(
-                f"block_table is {table.dtype} of shape {tuple(table.shape)}; accepted: contiguous int32 [N, P]"
-            )
-        if table is not None and (
-            table.device != query.device or (self.seqused_k is None and self.cu_seqlens_k is None)
-        ):
-            raise ValueError(f"block_table is on {table.device}; accepted: {query.device}, and with lengths of keys")
-        steps = [(0, 0, 0), (0, 0, 0)]
-        for n, (name, x, rows) in enumerate((("k_scale", self.k_scale, key), ("v_scale", self.v_scale, value))):
-            if of == Stored.ELEMENTS:
-                continue
-            if x is None or x.dtype != torch.float32 or x.device != query.device:
-                raise TypeError(f"{name} is {x if x is None else x.dtype}; accepted: float32 on {query.device}")
-            columns = query.shape[3] if name == "k_scale" else value_columns(value, of)
-            groups = -(-columns // self.group_size) if self.group_size else 1
-            if x.shape != (*rows.shape[:3], groups) or (x.stride(3) != 1 and groups > 1):
-                raise ValueError(f"{name} has shape {tuple(x.shape)}; accepted: {(*rows.shape[:3], groups)}")
-            steps[n] = _layout(name, x).strides
-        return plan.Cache(
-            stored=Stored(of),
-            group_size=self.group_size,
-            scale_strides=(steps[0], steps[1]),
-            page_size=0 if table is None else key.shape[2],
-            pages=0 if table is None else key.shape[0],
-            table_pages=0 if table is None else table.shape[1],
-        )
-
-    def options(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        causal: int,
-        sequences: plan.Sequences | None = None,
-    ) -> Options:
-        """What a plan depends on, once the tensors are known to fit.
-
-        Raises:
-            ValueError, TypeError: they do not.
-        """
-        rows = (sequences.count if sequences else query.shape[0], query.shape[1])
-        dtype = accumulator_dtype(query.dtype)
-        for name, x in (("alibi_slopes", self.alibi_slopes), ("sinks", self.sinks)):
-            if x is not None and not (
-                x.shape == rows and x.dtype == dtype and x.device == query.device and x.is_contiguous()
-            ):
-                raise ValueError(
-                    f"{name} is {x.dtype} of shape {tuple(x.shape)} on {x.device}; accepted: contiguous {dtype} of "
-                    f"shape {rows} on {query.device}"
-                )
-        seed = self.seed
-        if not 0 <= self.dropout_p < 1 or (seed is None) != (self.dropout_p == 0):
-            raise ValueError(f"dropout_p is {self.dropout_p}; accepted: 0, or more with a seed, and below 1")
-        if seed is not None and (seed.shape != (2,) or seed.dtype != torch.int32 or seed.device != query.device):
-            raise ValueError(
-                f"seed is {seed.dtype} of shape {tuple(seed.shape)}; accepted: two int32 on {query.device}"
-            )
-        return Options(
-            scale=scale,
-            causal=causal,
-            rotation=_rotation(query, key, self.cos, self.sin, self.interleaved, self.query_position),
-            alibi=self.alibi_slopes is not None,
-            sinks=self.sinks is not None,
-            dropout_p=self.dropout_p,
-            softcap=self.softcap,
-            window=(self.window_left, self.window_right),
-            bottom_right=self.bottom_right,
-            sequences=sequences,
-            cache=self.cache(query, key, value),
-        )
-
-
-#: The places of the modifiers that are tensors.
-_TENSORS = tuple(name for name, kind in Modifiers.__annotations__.items() if "Tensor" in str(kind))
-_NO_MODIFIERS = Modifiers()
-
-
-def _read(
-    modifiers: tuple[Any, ...], query: Tensor, key: Tensor, value: Tensor, scale: float, causal: int
-) -> tuple[Modifiers, Options, Table | None]:
-    """An operator's last arguments by name, and its options; PyTorch leaves out those that have their defaults."""
-    if not modifiers:
-        return _NO_MODIFIERS, Options(scale, causal), None
-    named = Modifiers(*modifiers)
-    table = named.table(query, key)
-    return named, named.options(query, key, value, scale, causal, None if table is None else table.shape), table
 
 
 def _rows(table: Table | None) -> Tensor | None:
@@ -468,7 +158,7 @@ def attention_forward(
         ValueError, TypeError: shapes, dtypes or devices that do not go together.
         UnsupportedError: a problem that no plan serves.
     """
-    named, options, table = _read(modifiers, query, key, value, scale, causal)
+    named, options, table = read_modifiers(modifiers, query, key, value, scale, causal)
     mask = None if attn_mask is None else geometry(attn_mask)
     problem = (geometry(query), geometry(key), geometry(value), mask, options)
     call = _forward_calls.prepared(problem, _prepare_forward, query, key, value, attn_mask, options)
@@ -533,7 +223,7 @@ def attention_backward(
         raise ValueError(f"grad_lse is {grad_lse.dtype} of shape {tuple(grad_lse.shape)}; accepted: that of lse")
     if mask_gradient and (attn_mask is None or attn_mask.dtype == torch.bool):
         raise ValueError("mask_gradient is True; accepted: False, or an additive attn_mask")
-    named, options, table = _read(modifiers, query, key, value, scale, causal)
+    named, options, table = read_modifiers(modifiers, query, key, value, scale, causal)
     if named.cache_batch_idx is not None or named.cache_leftpad is not None or options.cache != NO_CACHE:
         raise UnsupportedError("attention with a cache has no gradient")
     if grad_out.stride(3) != 1:
@@ -621,15 +311,15 @@ def _(
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, attn_mask, ctx.scale, ctx.causal, *modifiers = inputs
     named = Modifiers(*modifiers)
-    none: dict[str, Any] = dict.fromkeys(_TENSORS)
+    none: dict[str, Any] = dict.fromkeys(TENSORS)
     ctx.numbers = named._replace(**none)
-    ctx.save_for_backward(query, key, value, attn_mask, *output, *(getattr(named, name) for name in _TENSORS))
+    ctx.save_for_backward(query, key, value, attn_mask, *output, *(getattr(named, name) for name in TENSORS))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     query, key, value, attn_mask, out, lse, *tensors = ctx.saved_tensors
-    modifiers = ctx.numbers._replace(**dict(zip(_TENSORS, tensors, strict=True)))
+    modifiers = ctx.numbers._replace(**dict(zip(TENSORS, tensors, strict=True)))
     before_sinks = 6 + Modifiers._fields.index("sinks")
     after_sinks = 5 + len(Modifiers._fields) - before_sinks
     if grad_out is None and grad_lse is None:

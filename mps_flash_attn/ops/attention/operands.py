@@ -12,7 +12,7 @@ from ...self_check import Expected
 from . import plan
 from .cases import Case, Inputs
 from .expected import NAMES, exact, pytorch
-from .function import describe, empty_output
+from .problem import describe, empty_output
 
 __all__ = ["Operands", "operands", "outputs", "problem", "words"]
 

@@ -12,8 +12,8 @@ from ...self_check import Expected, SelfCheck
 from . import plan
 from .cases import Case
 from .expected import exact, pytorch
-from .function import Causal
 from .operands import operands, problem, words
+from .problem import Causal
 
 __all__ = ["self_checks"]
 

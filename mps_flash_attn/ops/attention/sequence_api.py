@@ -21,7 +21,7 @@ from .arguments import (
     refuse_scoring,
     refuse_sizes,
 )
-from .function import Causal
+from .problem import Causal
 from .sequences import Lengths
 
 __all__ = ["attend", "refuse_gradients"]

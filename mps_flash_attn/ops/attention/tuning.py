@@ -15,8 +15,8 @@ from ...self_check import Expected
 from ...tune import Subject
 from . import plan
 from .cases import Case
-from .function import Causal
 from .operands import Operands, operands, problem, words
+from .problem import Causal
 
 __all__ = ["subject", "subjects"]
 
