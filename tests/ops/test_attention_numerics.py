@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mps_flash_attn.ops.attention.cases import Case, Inputs
-from mps_flash_attn.ops.attention.function import attention_backward, attention_forward
+from mps_flash_attn.ops.attention.function import attention_forward
 from mps_flash_attn.ops.attention.problem import Causal
 from tests.ops.attention import ours
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from mps_flash_attn import functional, launch, source
 from mps_flash_attn.ops import calls
 from mps_flash_attn.ops.attention import function
-from mps_flash_attn.ops.attention.function import Causal, attention_backward, attention_forward
+from mps_flash_attn.ops.attention.function import attention_backward, attention_forward
+from mps_flash_attn.ops.attention.problem import Causal
 
 #: Elements between two neighbours along one dimension. As an int it is negative.
 FAR = 2**31 + 2**20
