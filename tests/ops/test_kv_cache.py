@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +99,20 @@ def test_tables_of_any_layout(seed: int) -> None:
         cache = torch.zeros(1, 9, 2, 48)
         append_kv(cache, cache.clone(), rows, rows, cache_seqlens=6, cos=tables[0], sin=tables[1])
         assert torch.equal(cache[:, 6:], expected)
+
+
+@pytest.mark.parametrize("place", ["numbered", "paged"])
+def test_a_cache_of_more_elements_than_32_bits_count(place: str, tmp_path: Path, seed: int) -> None:
+    """Batches, or pages, 4 GiB apart in a sparse file of which hardly any is touched."""
+    memory = torch.from_file(str(tmp_path / "sparse"), shared=True, size=3 * 2**31, dtype=torch.half)
+    cache = memory.as_strided((3, 8, 2, 16), (2**31 + 64, 32, 16, 1))
+    key, value = torch.randn(2, 1, 3, 2, 16).half().unbind()
+    numbers = {"cache_batch_idx": ints(2)} if place == "numbered" else {"block_table": ints(0, 2).view(1, 2)}
+    begin = 2 if place == "numbered" else 10
+    append_kv(cache, torch.zeros(3, 8, 2, 16).half(), key, value, cache_seqlens=begin, **numbers)
+    assert torch.equal(cache[2, 2:5], key[0])
+    assert (cache[2, :2] == 0).all()
+    assert (cache[0] == 0).all()
 
 
 def test_pytorch_counts_the_change(seed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,6 +146,23 @@ def test_rows_without_a_scale(name: str, seed: int) -> None:
     assert values[0].isfinite().all()
 
 
+def test_rows_of_more_elements_than_32_bits_count(tmp_path: Path, seed: int) -> None:
+    """4 GiB apart in a sparse file of which hardly any is touched."""
+    memory = torch.from_file(str(tmp_path / "sparse"), shared=True, size=3 * 2**31, dtype=torch.half)
+    x = torch.randn(3, 48).half()
+    near = quantize(x, "int8", 32)
+    for found, expected in zip(quantize(spread(memory, x), "int8", 32), near, strict=True):
+        assert torch.equal(found, expected)
+    far = spread(memory.view(torch.uint8)[2**30 :], near[0]), spread(memory.view(torch.float32), near[1])
+    found, expected = (dequantize(*tensors, "int8", 32, 48, torch.float16) for tensors in (far, near))
+    assert torch.equal(found, expected)
+
+
+def spread(memory: Tensor, rows: Tensor) -> Tensor:
+    """The rows far apart in that memory."""
+    return memory.as_strided(rows.shape, (memory.numel() // 3, 1), memory.storage_offset()).copy_(rows)
+
+
 @pytest.mark.parametrize("name", ["int8", "int4"])
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
 def test_same_bits_for_every_layout(name: str, layout: Any, seed: int) -> None:
@@ -182,6 +200,16 @@ def test_faces(name: Any, seed: int) -> None:
     assert (found_key - key).abs().max() <= 0.16 * key.abs().max()
     with pytest.raises(dataclasses.FrozenInstanceError):
         quantized.key = key  # type: ignore[misc]
+
+
+def test_bytes_stand_for_numbers_where_pytorch_has_no_float8(seed: int) -> None:
+    key = torch.randn(1, 2, 3, 48)
+    quantized = quantize_kv(key, key, "fp8_e4m3")
+    as_bytes = dataclasses.replace(quantized, key=quantized.key.view(torch.uint8))
+    assert torch.equal(as_bytes.dequantize()[0], quantized.dequantize()[0])
+    on_gpu = {name: of.dtype_on(torch.device("mps")) for name, of in FORMATS.items()}
+    assert on_gpu.pop("int8") == torch.int8
+    assert set(on_gpu.values()) == {torch.uint8}
 
 
 def test_empty_tensors() -> None:
@@ -270,7 +298,11 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "format type": (lambda: quantize_kv(X, X, 8), TypeError, "format is a int; accepted is a str"),  # type: ignore[arg-type]
     "group_size": (lambda: quantize_kv(X, X, group_size=48), ValueError, "group_size is 48; accepted are 16, 32, 64"),
     "group_size type": (lambda: quantize_kv(X, X, group_size=32.0), TypeError, "group_size is a float; accepted"),  # type: ignore[arg-type]
-    "stored dtype": (changed(key=X.to(torch.uint8)), TypeError, "key has dtype torch.uint8; accepted are torch.int8"),
+    "stored dtype": (
+        changed(key=X.half()),
+        TypeError,
+        "key has dtype torch.float16; accepted are torch.int8 and uint8",
+    ),
     "stored rank": (changed(key=X[0].to(torch.int8)), ValueError, "key has shape (2, 3, 8); accepted are four"),
     "stored shape": (changed(value_head_size=9), ValueError, "value has shape (1, 2, 3, 8); accepted is [B, Hkv, L]"),
     "stored device": (changed(value=GOOD.value.to("meta")), ValueError, "value is on meta and key on cpu"),

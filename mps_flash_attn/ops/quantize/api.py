@@ -31,8 +31,9 @@ class QuantizedKV:
     """Keys and values in 8 or 4 bits a number, as `quantize_kv` makes them; a value is its scale times its number.
 
     Attributes:
-        key: ``[B, Hkv, L, D]`` in the dtype of the format: int8, float8_e4m3fn or float8_e5m2; for 4 bits uint8
-            ``[B, Hkv, L, ceil(D / 2)]``, the even one of two columns in the low half of their byte.
+        key: ``[B, Hkv, L, D]`` in the dtype of the format: int8, float8_e4m3fn or float8_e5m2 (uint8 on Apple GPUs, for
+            which PyTorch has no float8); for 4 bits uint8 ``[B, Hkv, L, ceil(D / 2)]``, the even one of two columns in
+            the low half of their byte. uint8 with the same bits is accepted everywhere.
         value: the same of ``Dv`` columns.
         key_scale: float32, ``[B, Hkv, L, 1]``, one scale for each token of each head; for 4 bits
             ``[B, Hkv, L, ceil(D / group_size)]``.
@@ -72,7 +73,7 @@ class QuantizedKV:
         of = FORMATS[self.format]
         for name, columns in (("key", self.head_size), ("value", self.value_head_size)):
             stored, scale = getattr(self, name), getattr(self, f"{name}_scale")
-            require_tensor(name, stored, (of.dtype,), f"{of.dtype} for {self.format}")
+            require_tensor(name, stored, (of.dtype, torch.uint8), f"{of.dtype} and uint8 for {self.format}")
             require_tensor(f"{name}_scale", scale, (torch.float32,), "float32")
             for part, tensor in ((name, stored), (f"{name}_scale", scale)):
                 require_match(part, tensor, "key", self.key, dtype=False)
@@ -171,9 +172,10 @@ def quantize_kv(key: Tensor, value: Tensor, format: FormatName = "int8", *, grou
     require_reverse_mode("quantize_kv")
     of = FORMATS[format]
     (stored_key, key_scale), (stored_value, value_scale) = (_quantize(x, format, group_size) for x in (key, value))
+    dtype = of.dtype_on(key.device)
     return QuantizedKV(
-        stored_key.view(of.dtype),
-        stored_value.view(of.dtype),
+        stored_key.view(dtype),
+        stored_value.view(dtype),
         key_scale,
         value_scale,
         format,

@@ -31,7 +31,7 @@ class Format:
     Attributes:
         stored: its number in kernels.
         bits: of a stored number.
-        dtype: of the tensor that holds them.
+        dtype: of the tensor that holds them, wherever PyTorch has it.
         largest: the number that the largest magnitude of a group becomes: ``scale = absmax / largest``.
     """
 
@@ -44,6 +44,10 @@ class Format:
     def in_groups(self) -> bool:
         """Whether columns share scales in groups; otherwise a row has one."""
         return self.bits < 8
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """Of a tensor there: PyTorch has no float8 on Apple GPUs, where the same bits are held as bytes."""
+        return torch.uint8 if device.type == "mps" and self.dtype.is_floating_point else self.dtype
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a stored row."""
