@@ -122,32 +122,34 @@ def measure(problems: Sequence[Problem], variants: Sequence[str] = ()) -> list[d
 
 
 def plot_variants(records: Sequence[dict[str, Any]], title: str, file: Path) -> None:
-    """Draws a panel for each variant: peak extra memory against length, beside a line of bytes that double with it."""
+    """Draws a panel for each variant: peak extra memory against length, beside lines of linear and quadratic growth."""
     names = list(dict.fromkeys(record["variant"] for record in records))
-    columns = min(len(names), 5)
+    columns = min(len(names), 4)
     rows = -(-len(names) // columns)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(2.4 * columns, 2.1 * rows + 0.6), layout="constrained", sharex=True, sharey=True,
+        rows, columns, figsize=(2.8 * columns, 2.1 * rows + 0.6), layout="constrained", sharex=True, sharey="row",
         squeeze=False,
     )  # fmt: skip
     ticks = sorted({record["length"] for record in records})
     for axes, name in zip(grid.flat, names, strict=False):
         points = sorted((r["length"], r["tensor_bytes"] / 2**20) for r in records if r["variant"] == name)
         (first, least), (last, most) = points[0], points[-1]
-        axes.plot(
-            ticks, [least * length / first for length in ticks], color="#8ecae6", linewidth=4, label="linear in N"
-        )
+        line, square = ([least * (length / first) ** power for length in ticks] for power in (1, 2))
+        axes.plot(ticks, square, color="#868e96", linestyle="dotted", label="if it grew with N²")
+        axes.plot(ticks, line, color="#8ecae6", linewidth=4, label="if it grew with N")
         axes.plot(*zip(*points, strict=True), color="#fb8500", marker="o", markersize=4, label="measured")
         axes.set_title(name, fontsize=10)
-        axes.annotate(f"{most:,.3g} MiB", (last, most), (-6, 4), textcoords="offset points", ha="right", fontsize=9)
+        label = f"{most:,.3g} MiB" if most > 0.1 else f"{1024 * most:,.3g} KiB"
+        axes.annotate(label, (last, most), (5, -20), textcoords="offset points", ha="right", fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     grid[0, 0].set_xscale("log", base=2)
-    grid[0, 0].set_yscale("log")
-    grid[0, 0].set_xticks(ticks, [f"{length:,}" for length in ticks], rotation=45)
-    grid[0, 0].minorticks_off()
+    for row in grid:
+        row[0].set_yscale("log")
+        row[0].minorticks_off()
+    grid[0, 0].set_xticks(ticks, [f"{length:,}" for length in ticks], rotation=45, fontsize=8)
     grid[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle(title)
     figure.supxlabel("sequence length N")

@@ -11,7 +11,7 @@ from attention import Problem
 from torch import Tensor
 
 import mps_flash_attn
-from mps_flash_attn.flash_attn_interface import flash_attn_varlen_func
+from mps_flash_attn.flash_attn_interface import flash_attn_varlen_func, flash_attn_with_kvcache
 
 __all__ = ["VARIANTS", "Variant"]
 
@@ -31,6 +31,7 @@ class Variant:
         options: the others.
         lse: whether the log-sum-exps are asked for and have a gradient too.
         sequences: into how many the tokens are cut, as in `flash_attn_varlen_func`.
+        cached: instead, one query to a cache of N keys, with its own key appended in place, without gradients.
     """
 
     groups: int = 1
@@ -41,6 +42,7 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     lse: bool = False
     sequences: int = 0
+    cached: bool = False
 
     def prepare(self, problem: Problem) -> Callable[[], object]:
         """A call on random inputs, forward and backward; it returns its results."""
@@ -52,6 +54,8 @@ class Variant:
             (batch, heads, length, self.value_head_dim or columns),
         )
         query, key, value = (torch.randn(x, device=problem.device).to(dtype).requires_grad_() for x in shapes)
+        if self.cached:
+            return self._step(*(x.detach().transpose(1, 2).contiguous() for x in (query, key, value)))
         tensors = {name: x.to(problem.device) for name, x in self.tensors(problem).items()}
         learned = [
             x.requires_grad_() for name, x in tensors.items() if x.is_floating_point() and name != "alibi_slopes"
@@ -71,6 +75,13 @@ class Variant:
             return results, torch.autograd.grad(results, (query, key, value, *learned), gradients)
 
         return call
+
+    def _step(self, query: Tensor, key: Tensor, value: Tensor) -> Callable[[], object]:
+        """The last token's, ``[B, L, H, D]``."""
+        last = (x[:, -1:].clone() for x in (query, key, value))
+        lengths = torch.full((len(key),), key.shape[1] - 1, dtype=torch.int32, device=key.device)
+        q, k, v = last
+        return lambda: flash_attn_with_kvcache(q, key, value, k, v, cache_seqlens=lengths, causal=True)
 
     def _packed(self, *operands: Tensor) -> Tensor:
         """All tokens of a batch of 1 as sequences of lengths that differ."""
@@ -105,5 +116,6 @@ VARIANTS: Mapping[str, Variant] = {
     "value-head-dim": Variant(head_dim=192, value_head_dim=128),
     "head-dim-320": Variant(head_dim=320),
     "sequences": Variant(sequences=5),
+    "kv-cache": Variant(cached=True),
 }
 """By name; biases and masks have a number for each key, as one of N x N would itself grow with the square."""
