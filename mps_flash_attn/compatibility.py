@@ -370,7 +370,7 @@ def _stored(format_name: FormatName, name: str, x: Tensor, scale: Tensor) -> tup
         raise ValueError(f"{name[0]}_scale has shape {list(scale.shape)}; accepted are {by_head[0]} and {by_head[1]}")
     columns = x.shape[3] * 8 // of.bits
     scale = scale.expand(x.shape[:2])[:, :, None, None].expand(-1, -1, 1, of.groups(columns, _GROUP_SIZE)).contiguous()
-    return x.view(of.dtype), scale.expand(-1, -1, x.shape[2], -1), columns
+    return x, scale.expand(-1, -1, x.shape[2], -1), columns
 
 
 def _quantized_by_head(key: Tensor, value: Tensor, name: FormatName) -> tuple[Tensor, Tensor, Tensor, Tensor]:
