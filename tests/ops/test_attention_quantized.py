@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any
 
 import pytest
@@ -26,8 +27,9 @@ def attention(query: Tensor, kv: QuantizedKV, **options: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_is_attention_to_what_it_stands_for(dtype: torch.dtype, format: str, seed: int) -> None:  # noqa: A002
+def test_is_attention_to_what_it_stands_for(format: str, seed: int) -> None:  # noqa: A002
+    """In a dtype that is drawn, so that fewer texts are compiled."""
+    dtype = random.Random(seed).choice((torch.float32, torch.float16, torch.bfloat16))
     for queries, keys in SHAPES.values():
         query = torch.randn(2, 4, queries, 40).to(dtype)
         key, value = torch.randn(2, 2, keys, 40).to(dtype), torch.randn(2, 2, keys, 72).to(dtype)
@@ -79,7 +81,9 @@ def test_keys_are_read_as_they_are_stored(seed: int) -> None:
         with simulator.profile() as counts:
             flash_attention(query, key, value, enable_gqa=True) if kv is None else attention(query, kv)
         read[name] = counts.launches[0].counters.device_bytes_read
-    assert read["int4"] < read["int8"] < read["float16"] * 8
+    # Each 16 bytes of elements take a scale, too.
+    assert read["int8"] <= 0.8 * read["float16"]
+    assert read["int4"] <= 0.55 * read["float16"]
 
 
 @pytest.mark.usefixtures("fresh_compiler")

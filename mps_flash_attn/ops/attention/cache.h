@@ -1,6 +1,6 @@
 // Keys and values as a cache keeps them: in pages that may lie anywhere, in numbers of 8 or 4 bits, or in both.
 //
-// Define: PAGED, 1 where a table says which page holds which rows; those of stored.h.
+// Define: PAGED, 1 where a table says which page holds which rows; those of stored.h; ALIGNED, as in copy.h.
 #pragma once
 
 #include "msl/copy.h"
@@ -16,17 +16,40 @@ using stored_element = element;
 using stored_element = uchar;
 #endif
 
+// Sixteen bytes of elements.
+struct alignas(sizeof(chunk)) Elements {
+    element at[CHUNK_ELEMENTS];
+};
+
 // A row of keys or values.
 struct StoredRow {
     const device stored_element* values;
     const device float* scales;
 
-    element at(int column) const thread {
+    // What is in the columns from `first` on, a multiple of what a chunk holds; `columns` of them are there. With
+    // ALIGNED stored numbers are read at once.
+    chunk at(int first, int columns) const thread {
+        Elements elements;
 #if STORED == STORED_ELEMENTS
-        return values[column];
+        for (short n = 0; n < CHUNK_ELEMENTS; n++) elements.at[n] = n < columns ? values[first + n] : element(0);
 #else
-        return element(stored_value(values, column) * stored_scale(scales, column));
+        constexpr short BYTES = CHUNK_ELEMENTS * STORED_BITS / 8, IN_BYTE = 8 / STORED_BITS;
+        struct alignas(BYTES) Bytes {
+            uchar at[BYTES];
+        } bytes;
+        const device uchar* source = values + first / IN_BYTE;
+#if ALIGNED
+        bytes = *(const device Bytes*)source;
+#else
+        for (short n = 0; n < BYTES; n++) bytes.at[n] = n * IN_BYTE < columns ? source[n] : 0;
 #endif
+        const accum scale = stored_scale(scales, first);  // groups are whole chunks
+        for (short n = 0; n < CHUNK_ELEMENTS; n++) {
+            const accum number = stored_number(bytes.at[n / IN_BYTE] >> (n % IN_BYTE * STORED_BITS));
+            elements.at[n] = n < columns ? element(number * scale) : element(0);
+        }
+#endif
+        return *(const thread chunk*)&elements;
     }
 };
 
@@ -82,12 +105,7 @@ struct CachedBlocks {
 #if ALIGNED && STORED == STORED_ELEMENTS
             copy_chunk(to, (const device chunk*)(from.values + first_column + j), inside && j < columns);
 #else
-            struct alignas(sizeof(chunk)) {
-                element at[CHUNK_ELEMENTS];
-            } values;
-            for (short e = 0; e < CHUNK_ELEMENTS; e++)
-                values.at[e] = inside && j + e < columns ? from.at(first_column + j + e) : element(0);
-            *to = *(const thread chunk*)&values;
+            *to = inside && j < columns ? from.at(first_column + j, columns - j) : chunk(0);
 #endif
         }
     }

@@ -712,9 +712,7 @@ def walk(
     else:
         queries, keys, length, heads = tiling.own, tiling.block, problem.longest_queries, problem.query_heads
         walked, kept = (k, v), (q, *d_o)[: kernel.matrices]
-    copied = (walked if tiling.staged and problem.cache.stored == Stored.ELEMENTS else ()) + (
-        kept if tiling.hold == Hold.STAGED else ()
-    )
+    copied = (walked if tiling.staged else ()) + (kept if tiling.hold == Hold.STAGED else ())
     defines: tuple[Define, ...] = (
         *_common_defines(problem),
         ("BQ", queries),
