@@ -327,9 +327,7 @@ def _refuse_lengths(modifiers: tuple[Any, ...]) -> None:
 def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     _refuse_lengths(args[6:])
     batched = (*range(4), 6 + _SLOPES, 6 + _SINKS)
-    return batch_operator(
-        torch.ops.mps_flash_attn.attention_forward.default, info.batch_size, args, in_dims, batched
-    ), (0, 0)
+    return batch_operator(forward_operator, info.batch_size, args, in_dims, batched), (0, 0)
 
 
 def _vmap_backward(
