@@ -83,6 +83,10 @@ def test_attention_asks_for_the_memory_it_plans(head_size: int) -> None:
     for launch in (plan.forward(described, device), *plan.backward(described, device, False)):
         binary = compiled(launch.text, name=launch.kernel)
         assert sum(binary.threadgroup_bytes.values()) == launch.threadgroup_bytes
+        if launch.kernel != "attention_backward_delta":
+            assert ("WGMMA", 1) in launch.defines
+        assert "0 bytes spill stores" in binary.report
+        assert "serialized" not in binary.report, binary.report
 
 
 def test_variables_lie_behind_each_other_in_one_block() -> None:

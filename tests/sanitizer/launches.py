@@ -93,7 +93,8 @@ def missing_barrier(number: int) -> None:
     from mps_flash_attn.ops.attention.cases import Case
 
     path, index = attention_barriers()[number]
-    inputs = Case(300, 300, 64, batch=1, query_heads=1, key_heads=1).inputs(torch.float16, "cuda")
+    # A head size that warpgroups do not multiply: what they read of threadgroup memory racecheck does not follow.
+    inputs = Case(300, 300, 48, batch=1, query_heads=1, key_heads=1).inputs(torch.float16, "cuda")
     with without_barrier(path, index):
         ours(inputs)
         torch.cuda.synchronize()

@@ -30,16 +30,12 @@ kernel void attention_backward_dkv(
 #else
     threadgroup chunk* const tiles = nullptr;
 #endif
-#if STAGE_VALUES
-    threadgroup accum lse_tile[BUFFERS][BQ];
-    threadgroup accum delta_tile[BUFFERS][BQ];
-#endif
 
     const uint3 block = unswizzled(place);
     const int key_head = block.y, D = args.head_size, DV = args.value_head_size;
     const Sequence sequence = sequence_of(args, sequences, block.z);
     const int column_block = block.x % COLUMN_BLOCKS, block_row = block.x / COLUMN_BLOCKS * BK;
-    const int j0 = block_row + simdgroup * OWN_ROWS;
+    const int j0 = block_row + simdgroup * OWN_ROWS, team0 = block_row + team_row(simdgroup);
     const int rows = sequence.keys - j0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
     if (SEQUENCES != SEQUENCES_NONE && block_row >= sequence.keys) return;
     const long k_stride = args.k_stride[2], v_stride = args.v_stride[2];
@@ -62,6 +58,10 @@ kernel void attention_backward_dkv(
     k_rows.start(k + j0 * k_stride, k_stride, rows, D, of_keys.from(j0), lane);
     v_rows.start(v + j0 * v_stride, v_stride, rows, DV, not_turned(), lane);
 #endif
+#if STAGE_VALUES
+    threadgroup accum lse_tile[BUFFERS][BQ];
+    threadgroup accum delta_tile[BUFFERS][BQ];
+#endif
     TileC dk_acc[ROW_TILES][SUM_D / TILE], dv_acc[ROW_TILES][SUM_V / TILE];
     clear(dk_acc);
     clear(dv_acc);
@@ -77,9 +77,9 @@ kernel void attention_backward_dkv(
         const ScoreMask mask = score_mask(args, attn_mask, slopes, sequence, head);
         const Dropout dropout = dropout_of(args, seed, sequence, head);
         const long first_row = sequence.row(args, head, 0);
-        const int own_queries = rows > 0 ? mask.first_query(j0) : queries + BQ;  // all before are masked
+        const int own_queries = team0 < sequence.keys ? mask.first_query(team0) : queries + BQ;  // masked before
         const int first = mask.first_query(block_row) / BQ * BQ, end = mask.seeing_queries(block_row + BK - 1);
-        const int own_end = mask.seeing_queries(j0 + OWN_ROWS - 1);
+        const int own_end = mask.seeing_queries(team0 + TEAM_ROWS - 1);
 
         if (first < end)
             pair.start(q + sequence.query_offset(args.q_stride, head, 0),

@@ -43,8 +43,9 @@ kernel void attention_backward_dq(const device element* q [[buffer(0)]], const d
     const int rows = mask.queries - i0;  // of this simdgroup's; may exceed OWN_ROWS or be negative
     if (SEQUENCES == SEQUENCES_ALL && block_row >= mask.queries) return;
     const int block_keys = mask.visible_keys(block_row + BQ - 1);
-    const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
-    const int first = mask.first_key(block_row) / BK * BK, own_first = mask.first_key(i0);
+    const int team0 = block_row + team_row(simdgroup);
+    const int own_keys = team0 < mask.queries ? mask.visible_keys(team0 + TEAM_ROWS - 1) : 0;
+    const int first = mask.first_key(block_row) / BK * BK, own_first = mask.first_key(team0);
     const long q_stride = args.q_stride[2], do_stride = args.do_stride[2];
     q += sequence.query_offset(args.q_stride, head, 0);
     d_o += sequence.query_offset(args.do_stride, head, 0);

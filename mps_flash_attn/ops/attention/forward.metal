@@ -54,8 +54,9 @@ kernel void attention_forward(const device element* q [[buffer(0)]], const devic
     if (SEQUENCES == SEQUENCES_ALL && block_row >= mask.queries) return;
     const int split_keys = args.split_keys, split_start = split * split_keys;
     const int block_keys = split_start + min(mask.visible_keys(block_row + BQ - 1) - split_start, split_keys);
-    const int own_keys = rows > 0 ? mask.visible_keys(i0 + OWN_ROWS - 1) : 0;
-    const int first = max(split_start, mask.first_key(block_row) / BK * BK), own_first = mask.first_key(i0);
+    const int team0 = block_row + team_row(simdgroup);
+    const int own_keys = team0 < mask.queries ? mask.visible_keys(team0 + TEAM_ROWS - 1) : 0;
+    const int first = max(split_start, mask.first_key(block_row) / BK * BK), own_first = mask.first_key(team0);
     const long q_stride = args.q_stride[2];
     q += sequence.query_offset(args.q_stride, head, 0);
 

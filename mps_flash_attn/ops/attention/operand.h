@@ -5,7 +5,7 @@
 // accumulators for them would not fit in registers: each computes the weights for itself; ROW_TILES, tiles of 16 rows
 // that a simdgroup keeps, which share what it loads of a block; HOLD, where the kept rows are, one of the values below;
 // HEADS_FIRST, 1 where threadgroups are counted over heads first, then over blocks of rows, so that those that start
-// together share what they read.
+// together share what they read; WGMMA, 1 where four simdgroups multiply together, 16 staged rows each.
 #pragma once
 
 #include "msl/copy.h"
@@ -19,6 +19,11 @@
 #define HOLD_STAGED 2     // in threadgroup memory
 
 constant constexpr short OWN_ROWS = ROW_TILES * TILE;
+constant constexpr short GROUP_ROWS = THREADS / 32 * OWN_ROWS;    // of a threadgroup
+constant constexpr short TEAM_ROWS = (WGMMA ? 4 : 1) * OWN_ROWS;  // of simdgroups that multiply together
+
+// The first row of a simdgroup's team, of those of its threadgroup.
+inline short team_row(ushort simdgroup) { return simdgroup * OWN_ROWS / TEAM_ROWS * TEAM_ROWS; }
 
 // (block of rows, head, batch) of a place in the grid, or how many of each there are.
 inline uint3 unswizzled(uint3 place) { return HEADS_FIRST ? place.yxz : place; }
@@ -28,6 +33,14 @@ template <short COLUMNS>
 struct Rows {
 #if HOLD == HOLD_STAGED
     const threadgroup element* staged_rows;
+#if WGMMA
+    short first;
+
+    void start(const threadgroup chunk* tile, ushort simdgroup) thread {
+        staged_rows = (const threadgroup element*)tile;
+        first = team_row(simdgroup);
+    }
+#else
 
     void start(const threadgroup chunk* tile, ushort simdgroup) thread {
         staged_rows = (const threadgroup element*)tile + simdgroup * OWN_ROWS * staged_stride<COLUMNS>();
@@ -36,6 +49,7 @@ struct Rows {
         constexpr short LD = staged_stride<COLUMNS>();
         load_a<LD>(a, staged_rows + r * TILE * LD + d * TILE);
     }
+#endif
 #else
     const device element* source;
     long row_stride;
@@ -78,6 +92,15 @@ struct Rows {
     void times_transposed(thread TileC (&products)[ROW_TILES][N], Block<COLUMNS> block) const thread {
         for (short r = 0; r < ROW_TILES; r++)
             for (short n = 0; n < N; n++) clear(products[r][n]);
+#if WGMMA
+        const Staged<GROUP_ROWS> own{staged_rows};
+        const Staged<N * TILE> walked{block.staged};
+        simt::begin_products();
+        for (short d = 0; d < COLUMNS; d += TILE)
+            simt::multiply_group<element, false, false>(products[0], own.at(first, d), walked.at(0, d));
+        simt::end_products();
+        simt::finish_products<0>();
+#else
         for (short d = 0; d < COLUMNS / TILE; d++) {
             TileA<element> a[ROW_TILES];
             for (short r = 0; r < ROW_TILES; r++) load(a[r], r, d);
@@ -87,6 +110,7 @@ struct Rows {
                 for (short r = 0; r < ROW_TILES; r++) mma(products[r][n], a[r], b);
             }
         }
+#endif
     }
 };
 
@@ -95,6 +119,16 @@ struct Rows {
 template <short N, short D, short COLUMNS>
 inline void add_product(thread TileC (&acc)[ROW_TILES][D], thread TileC (&weights)[ROW_TILES][N], Block<COLUMNS> block,
                         short first) {
+#if WGMMA
+    TileA<element> a[N];
+    for (short n = 0; n < N; n++) to_a(a[n], weights[0][n]);
+    const Staged<N * TILE> walked{block.staged};
+    simt::begin_products();
+    for (short n = 0; n < N; n++)
+        simt::multiply_group<element, true>(acc[0], a[n].pair, walked.at(n * TILE, first * TILE));
+    simt::end_products();
+    simt::finish_products<0>();
+#else
     for (short n = 0; n < N; n++) {
         TileA<element> a[ROW_TILES];
         for (short r = 0; r < ROW_TILES; r++) to_a(a[r], weights[r][n]);
@@ -104,6 +138,7 @@ inline void add_product(thread TileC (&acc)[ROW_TILES][D], thread TileC (&weight
             for (short r = 0; r < ROW_TILES; r++) mma(acc[r][d], a[r], b);
         }
     }
+#endif
 }
 
 // Turns products q k into masked scores; i0 and j0 are the first query and the first key, see ScoreMask::apply.

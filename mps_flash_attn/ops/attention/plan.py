@@ -57,6 +57,8 @@ _TILE = 16  # rows and columns of the matrix layer's unit
 _REGISTERS = 128
 #: Threads of a threadgroup of the kernel without tiles.
 _DELTA_THREADS = 128
+#: Columns of what warpgroups sum up, and those of the panels in which they read what they multiply.
+_WARPGROUP_COLUMNS, _PANEL = frozenset({64, 128, 256}), 64
 #: Sequences up to this length leave most of a GPU idle, so that other tilings may win.
 _SHORT = 128
 
@@ -307,6 +309,7 @@ class Kernel:
         most_columns: of what it sums up, so that accumulators fit in registers.
         values: numbers that are staged with each row of a block.
         mma: tiles on NVIDIA's matrix units by the bytes of an element, each with the largest head size it is for.
+        wgmma: those for warpgroups, of elements of 16 bits.
     """
 
     name: str
@@ -318,6 +321,7 @@ class Kernel:
     most_columns: int
     values: int
     mma: Mapping[int, tuple[tuple[int, Tiling], ...]] = field(hash=False)
+    wgmma: tuple[tuple[int, Tiling], ...] = ()
 
     def column_blocks(self, problem: Problem, tiling: Tiling) -> int:
         """Threadgroups that share out the columns."""
@@ -360,6 +364,10 @@ FORWARD = Kernel(
             (128, Tiling(16, row_tiles=2, hold=Hold.STAGED)),
         ),
     },
+    wgmma=(
+        (128, Tiling(128, hold=Hold.STAGED, pad=False)),
+        (256, Tiling(64, simdgroups=8, hold=Hold.STAGED, pad=False)),
+    ),
 )
 BACKWARD_DQ = Kernel(
     "backward_dq",
@@ -381,6 +389,10 @@ BACKWARD_DQ = Kernel(
             (128, Tiling(32, hold=Hold.STAGED)),
         ),
     },
+    wgmma=(
+        (128, Tiling(64, hold=Hold.STAGED, buffers=2, pad=False)),
+        (256, Tiling(64, simdgroups=8, hold=Hold.STAGED, pad=False)),
+    ),
 )
 BACKWARD_DKV = Kernel(
     "backward_dkv",
@@ -401,6 +413,11 @@ BACKWARD_DKV = Kernel(
             (128, Tiling(16, hold=Hold.STAGED)),
         ),
     },
+    wgmma=(
+        (64, Tiling(128, hold=Hold.STAGED, pad=False)),
+        (128, Tiling(64, hold=Hold.STAGED, buffers=2, pad=False)),
+        (256, Tiling(64, simdgroups=8, hold=Hold.STAGED, pad=False)),
+    ),
 )
 
 BACKWARD_DMASK = Kernel(
@@ -453,7 +470,9 @@ def default_tiling(problem: Problem, capabilities: Capabilities, kernel: Kernel 
     choices = _simdgroup_tiles(hold)
     if capabilities.matrix_unit == "mma":
         widest, fast = max(problem.head_size, problem.value_head_size), kernel.mma.get(problem.dtype.itemsize, ())
-        choices = [tiles for largest, tiles in fast if widest <= largest][:1] + choices
+        together = tuple(x for x in kernel.wgmma if _by_warpgroups(problem, capabilities, kernel, x[1]))
+        for candidates in (fast, together):
+            choices = [tiles for largest, tiles in candidates if widest <= largest][:1] + choices
     for tiling in choices:
         if problem.cache != _NO_CACHE and not tiling.staged:
             continue
@@ -464,6 +483,27 @@ def default_tiling(problem: Problem, capabilities: Capabilities, kernel: Kernel 
     raise UnsupportedError(
         f"head sizes {problem.head_size} and {problem.value_head_size} in {problem.dtype} with a cache: a block of "
         f"keys and values takes more than {capabilities.threadgroup_bytes} bytes of threadgroup memory"
+    )
+
+
+def _by_warpgroups(problem: Problem, capabilities: Capabilities, kernel: Kernel, tiling: Tiling) -> bool:
+    """Whether four simdgroups at a time multiply together: elements of 16 bits, 16 rows to each, without padding.
+
+    What they multiply is staged in whole panels, and the rows that a thread copies are eight apart, or a multiple.
+    """
+    widths = kernel.columns(problem, tiling)
+    summed = {widths.sum_d} if kernel.sums_d else set()
+    summed |= {widths.sum_v} if kernel.sums_v else set()
+    return (
+        capabilities.wgmma
+        and bool(kernel.wgmma)
+        and problem.dtype in (torch.float16, torch.bfloat16)
+        and problem.cache == _NO_CACHE
+        and tiling.hold == Hold.STAGED
+        and not tiling.pad
+        and (tiling.simdgroups % 4, tiling.row_tiles) == (0, 1)
+        and {tiling.block} | summed <= _WARPGROUP_COLUMNS
+        and all(n % _PANEL == 0 and tiling.threads % n == 0 for n in (widths.d, widths.v))
     )
 
 
@@ -720,6 +760,7 @@ def walk(
         *zip(("BD", "BV", "SUM_D", "SUM_V"), kernel.columns(problem, tiling), strict=True),
         ("COLUMN_BLOCKS", column_blocks),
         *tiling.defines(),
+        ("WGMMA", int(_by_warpgroups(problem, capabilities, kernel, tiling))),
         ("ALIGNED", int(all(layout.aligned for layout in copied))),
     )
     if kernel is FORWARD:
