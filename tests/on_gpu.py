@@ -11,10 +11,18 @@ from torch import Tensor
 
 from mps_flash_attn.runtime import base, simulator
 
-__all__ = ["RUNTIMES", "OnGpu"]
+__all__ = ["RUNTIMES", "OnGpu", "rounding"]
 
 #: Runtimes that can stand in, and the devices of their tensors.
 RUNTIMES = {name: device for device, names in base.RUNTIMES.items() if device != "cpu" for name in names}
+
+
+def rounding() -> float:
+    """What results of two texts that compute the same may differ by, in units of numbers near 1.
+
+    Nothing on the simulator; a GPU's compiler joins multiplications and additions as it finds them in a text.
+    """
+    return 2e-6 if isinstance(base.load("simulator"), OnGpu) else 0.0
 
 
 class OnGpu:

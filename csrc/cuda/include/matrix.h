@@ -53,7 +53,8 @@ SIMT_MULTIPLY(bfloat, "bf16")
 #undef SIMT_MULTIPLY
 
 // Floats as sums of two numbers of TF32, whose mantissa has 10 bits: `high` rounded to nearest, `low` what is left,
-// rounded likewise; the matrix unit ignores the bits that are too low. An infinite number gives NaN.
+// rounded likewise. `high` is rounded as an integer, which may turn NaN into a number, but not `low`, which keeps it; an
+// infinite number gives NaN.
 template <int N>
 struct Split {
     uint high[N], low[N];
@@ -62,7 +63,7 @@ struct Split {
 #pragma unroll
         for (int i = 0; i < N; ++i) {
             high[i] = (__float_as_uint(value[i]) + 0x1000) & 0xffffe000;
-            low[i] = __float_as_uint(value[i] - __uint_as_float(high[i])) + 0x1000;
+            asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(low[i]) : "f"(value[i] - __uint_as_float(high[i])));
         }
     }
 };
