@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from . import tolerance
-from .launch import Launch, Runtime, bind
+from .launch import Capabilities, Launch, Runtime, bind
 
-__all__ = ["Expected", "Measured", "SelfCheck", "measure"]
+__all__ = ["DTYPES", "Expected", "Measured", "SelfCheck", "in_each_dtype", "measure"]
+
+#: Floating-point types of Metal.
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _TIMED_CALLS = 3
+_Case = TypeVar("_Case")
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,16 @@ class SelfCheck:
             return outputs
 
         return measure(launch, self.outputs, device)
+
+
+def in_each_dtype(
+    cases: Iterable[_Case],
+    checks: Callable[[_Case, torch.dtype, Capabilities], Iterable[SelfCheck]],
+    capabilities: Capabilities,
+) -> Iterator[SelfCheck]:
+    """The checks of every case in each dtype that Metal has, made one problem at a time."""
+    for dtype, case in itertools.product(DTYPES, cases):
+        yield from checks(case, dtype, capabilities)
 
 
 def measure(call: Callable[[], Sequence[Tensor]], expected: Sequence[Expected], device: str) -> Measured:

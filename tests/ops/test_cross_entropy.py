@@ -278,12 +278,12 @@ def test_operators_keep_pytorchs_rules(layout: str, seed: int) -> None:
     torch.library.opcheck(backward, operands)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_graph_breaks(dynamic: bool, seed: int) -> None:
     def loss(x: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(x.sin(), target, label_smoothing=0.1)
 
-    torch.compiler.reset()
     compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for rows in (5, 6):
         plain, target = torch.randn(rows, 4, requires_grad=True), torch.randint(4, (rows,))
@@ -293,7 +293,6 @@ def test_compiles_without_graph_breaks(dynamic: bool, seed: int) -> None:
         assert torch.equal(copy.grad, plain.grad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="target holds 4"):
         compiled(plain, target + 4 - target)
-    torch.compiler.reset()
 
 
 def test_second_derivatives_and_forward_mode_are_refused() -> None:

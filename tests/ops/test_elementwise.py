@@ -329,8 +329,8 @@ def test_operators_keep_pytorchs_rules(layout: str, seed: int) -> None:
     torch.library.opcheck(operators.gate_halves_backward.default, (inputs.grad[:, 2:], x.detach(), "silu"))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_as_one_graph(seed: int) -> None:
-    torch.compiler.reset()
     bias = torch.randn(8, requires_grad=True)
 
     def block(x: Tensor) -> Tensor:
@@ -342,7 +342,6 @@ def test_compiles_as_one_graph(seed: int) -> None:
         x = data.clone().requires_grad_()
         out = function(x)
         results.append((out, *torch.autograd.grad(out.square().sum(), (x, bias))))
-    torch.compiler.reset()
     assert all(torch.equal(eager, compiled) for eager, compiled in zip(*results, strict=True))
 
 

@@ -303,15 +303,14 @@ def test_operators_keep_pytorchs_rules(layouts: tuple[Any, Any], seed: int) -> N
         torch.library.opcheck(epilogue_backward, args)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_into_one_graph(seed: int) -> None:
-    torch.compiler.reset()
     tensors = [torch.randn(size, requires_grad=True) for size in ((2, 4, 5), (3, 5), (3,))]
     compiled = torch.compile(lambda x, w, b: linear(x, w, b, "gelu"), fullgraph=True, backend="aot_eager")
     actual, expected = compiled(*tensors), linear(*tensors, "gelu")
     assert torch.equal(actual, expected)
     for x, y in zip(*(torch.autograd.grad(c.sum(), tensors) for c in (actual, expected)), strict=True):
         assert torch.equal(x, y)
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

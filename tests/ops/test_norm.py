@@ -296,8 +296,8 @@ def test_operators_keep_pytorchs_rules(layout: str, seed: int) -> None:
     torch.library.opcheck(operators.norm_backward_parameters.default, arguments)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_as_one_graph(seed: int) -> None:
-    torch.compiler.reset()
     x, weight, bias = torch.randn(6, 40), torch.randn(40, requires_grad=True), torch.randn(40, requires_grad=True)
 
     def block(x: Tensor) -> Tensor:
@@ -309,7 +309,6 @@ def test_compiles_as_one_graph(seed: int) -> None:
         leaf = x.clone().requires_grad_()
         y = run(leaf)
         results.append((y, *torch.autograd.grad(y.square().sum(), (leaf, weight, bias))))
-    torch.compiler.reset()
     assert all(torch.equal(eager, compiled) for eager, compiled in zip(*results, strict=True))
 
 

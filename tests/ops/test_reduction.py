@@ -188,12 +188,12 @@ def test_operators_keep_pytorchs_rules(layout: str, seed: int) -> None:
         torch.library.opcheck(operators.reduction_amax_backward.default, (out.sin(), x, out, [0, 2], keepdim))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_graph_breaks(dynamic: bool, seed: int) -> None:
     def loss(x: Tensor) -> Tensor:
         return functional.sum(amax(x, (0, -1)) * functional.sum(x, (0, 2)))
 
-    torch.compiler.reset()
     compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in (5, 6):
         plain = torch.randn(3, 4, size, requires_grad=True)
@@ -201,7 +201,6 @@ def test_compiles_without_graph_breaks(dynamic: bool, seed: int) -> None:
         loss(plain).backward()
         compiled(copy).backward()
         assert torch.equal(copy.grad, plain.grad)  # type: ignore[arg-type]
-    torch.compiler.reset()
 
 
 def test_second_derivatives_and_forward_mode_are_refused() -> None:

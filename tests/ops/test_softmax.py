@@ -197,12 +197,12 @@ def test_operators_keep_pytorchs_rules(layout: str, seed: int) -> None:
     torch.library.opcheck(backward, (grad_out, forward(x, 1, True, torch.float32), 1, True, torch.float32))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_graph_breaks(dynamic: bool, seed: int) -> None:
     def loss(x: Tensor) -> Tensor:
         return (softmax(x, -1) * log_softmax(x, 0)).sum()
 
-    torch.compiler.reset()
     compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in (5, 6):
         plain = torch.randn(3, size, requires_grad=True)
@@ -210,7 +210,6 @@ def test_compiles_without_graph_breaks(dynamic: bool, seed: int) -> None:
         loss(plain).backward()
         compiled(copy).backward()
         assert torch.equal(copy.grad, plain.grad)  # type: ignore[arg-type]
-    torch.compiler.reset()
 
 
 def test_second_derivatives_and_forward_mode_are_refused() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...launch import Capabilities
-from ...self_check import Expected, SelfCheck
+from ...self_check import Expected, SelfCheck, in_each_dtype
 from . import plan
 from .cases import Case, Inputs
 from .expected import exact, exact_target_gradient, pytorch
@@ -27,10 +27,8 @@ _CASES = (
 
 
 def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
-    """Checks of the forward and backward kernels in each dtype that Metal has, made one problem at a time."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for case in _CASES:
-            yield from _checks(case, dtype, capabilities)
+    """Checks of the forward and backward kernels in each dtype that Metal has."""
+    return in_each_dtype(_CASES, _checks, capabilities)
 
 
 def _checks(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Iterator[SelfCheck]:

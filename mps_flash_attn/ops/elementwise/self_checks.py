@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...launch import Capabilities
-from ...self_check import Expected, SelfCheck
+from ...self_check import DTYPES, Expected, SelfCheck
 from . import plan
 from .cases import Case
 from .expected import exact, pytorch
@@ -32,7 +32,7 @@ _IN_FLOAT = (
 
 def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
     """Checks of the forward and backward kernels in each dtype that Metal has, made one problem at a time."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for dtype in DTYPES:
         for case in (*_IN_EACH_DTYPE, *(_IN_FLOAT if dtype == torch.float32 else ())):
             yield from _checks(case, dtype, capabilities)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ...launch import Capabilities
-from ...self_check import Expected, SelfCheck
+from ...self_check import Expected, SelfCheck, in_each_dtype
 from . import plan, reference
 from .cases import Case
 from .function import describe_backward, describe_forward, describe_renormalise
@@ -19,13 +19,9 @@ _PADDING_ROW = 2
 
 
 def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
-    """Checks of the forward and backward kernels in each dtype that Metal has, made one problem at a time."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for case in (
-            Case((4, 100), 700, 64, "skewed"),
-            Case((77,), 50, 17, index_dtype=torch.int32),
-        ):
-            yield from _checks(case, dtype, capabilities)
+    """Checks of the forward and backward kernels in each dtype that Metal has."""
+    cases = Case((4, 100), 700, 64, "skewed"), Case((77,), 50, 17, index_dtype=torch.int32)
+    return in_each_dtype(cases, _checks, capabilities)
 
 
 def _checks(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Iterator[SelfCheck]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ...launch import Capabilities
-from ...self_check import Expected, SelfCheck
+from ...self_check import Expected, SelfCheck, in_each_dtype
 from . import plan
 from .cases import Case
 from .expected import NAMES, exact, pytorch
@@ -19,10 +19,8 @@ _CASES = (Case((70, 64)), Case((5, 7, 40), parts=5, unseen=0.2))
 
 
 def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
-    """Checks of the forward and backward kernels in each dtype that Metal has, made one problem at a time."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for case in _CASES:
-            yield from _checks(case, dtype, capabilities)
+    """Checks of the forward and backward kernels in each dtype that Metal has."""
+    return in_each_dtype(_CASES, _checks, capabilities)
 
 
 def _checks(case: Case, dtype: torch.dtype, capabilities: Capabilities) -> Iterator[SelfCheck]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from ...launch import Capabilities
-from ...self_check import Expected, SelfCheck
+from ...self_check import DTYPES, Expected, SelfCheck
 from . import plan
 from .cases import Case
 from .function import describe, turns
@@ -24,7 +22,7 @@ _CASES = (
 
 def self_checks(capabilities: Capabilities) -> Iterator[SelfCheck]:
     """Checks of the kernel in each dtype that Metal has, made one problem at a time."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for dtype in DTYPES:
         for case in _CASES:
             input, positions = case.input(dtype), case.positions()  # noqa: A001
             given = case.arguments(positions, dtype)
