@@ -53,8 +53,8 @@ SIMT_MULTIPLY(bfloat, "bf16")
 #undef SIMT_MULTIPLY
 
 // Floats as sums of two numbers of TF32, whose mantissa has 10 bits: `high` rounded to nearest, `low` what is left,
-// rounded likewise. `high` is rounded as an integer, which may turn NaN into a number, but not `low`, which keeps it; an
-// infinite number gives NaN.
+// rounded likewise. `high` is rounded as an integer, which may turn NaN into a number, but not `low`, which keeps it;
+// an infinite number gives NaN.
 template <int N>
 struct Split {
     uint high[N], low[N];
