@@ -341,3 +341,11 @@ def test_each_element_is_read_once(seed: int) -> None:
     (record,) = counts.launches
     assert record.counters.device_bytes_read == 2 * x.numel()
     assert record.counters.device_bytes_written == x.numel() // 2 + 4 * 2 * 20
+
+
+def test_a_scale_is_read_once_for_a_pack(seed: int) -> None:
+    stored, scale = quantize(torch.randn(20, 48), "int8", 32)
+    dequantize(stored, scale, "int8", 32, 48, torch.float16)
+    with simulator.profile() as counts:
+        dequantize(stored, scale, "int8", 32, 48, torch.float16)
+    assert counts.launches[0].counters.device_bytes_read == stored.numel() + 4 * (stored.numel() // 8)

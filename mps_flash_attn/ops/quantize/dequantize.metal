@@ -13,6 +13,7 @@ kernel void dequantize(const device uchar* stored [[buffer(0)]], const device fl
     scales += offset_of<ROW_RANK>(row, args.sizes, args.scale_rows);
 
     Pack<accum> values;
-    for (short i = 0; i < PACK; i++) values.at[i] = stored_scale(scales, column + i) * stored_value(stored, column + i);
+    const accum scale = stored_scale(scales, column);  // groups are whole packs
+    for (short i = 0; i < PACK; i++) values.at[i] = scale * stored_value(stored, column + i);
     store_values(output + row * args.columns + column, values);
 }
