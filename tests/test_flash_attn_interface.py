@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -105,14 +106,13 @@ def test_compiles_without_graph_breaks(seed: int) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: flash_attn_func(x[0], x, x), r"q has shape \[9, 4, 8\]; accepted is \[B, L, H, D\]"),
-        (lambda x: flash_attn_qkvpacked_func(x), r"qkv has shape \[2, 9, 4, 8\]; accepted is \[B, L, 3, H, D\]"),
-        (lambda x: flash_attn_kvpacked_func(x, x[:, :, None]), r"kv has shape \[2, 9, 1, 4, 8\]; accepted is"),
+        (lambda x: flash_attn_func(x[0], x, x), "q has shape [9, 4, 8]; accepted is [B, L, H, D]"),
+        (lambda x: flash_attn_qkvpacked_func(x), "qkv has shape [2, 9, 4, 8]; accepted is [B, L, 3, H, D]"),
+        (lambda x: flash_attn_kvpacked_func(x, x[:, :, None]), "kv has shape [2, 9, 1, 4, 8]; accepted is"),
         (lambda x: flash_attn_func(x, x, x, dropout_p=1.5), "dropout_p is 1.5; accepted are"),
         (lambda x: flash_attn_func(x, x, x, window_size=(-3, 0)), "window is"),
         (lambda x: flash_attn_func(x, x[:, :, :3], x[:, :, :3]), "query has 4 heads and key 3"),
     ],
 )
-def test_bad_arguments_are_named(call: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(torch.zeros(2, 9, 4, 8))
+def test_bad_arguments_are_named(call: Any, message: str, assert_refused: Callable[..., None]) -> None:
+    assert_refused(lambda: call(torch.zeros(2, 9, 4, 8)), ValueError, message)

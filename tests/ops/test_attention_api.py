@@ -267,7 +267,7 @@ def make(
 GOOD = make(2, 4, 7, D)
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "not a tensor": ({"query": [[1.0]]}, TypeError, "query is a list; accepted is a Tensor"),
-    "rank": ({"value": make(D)}, ValueError, r"value has shape \[8\]; accepted are two dimensions or more"),
+    "rank": ({"value": make(D)}, ValueError, "value has shape [8]; accepted are two dimensions or more"),
     "device": (
         {"key": make(2, 4, 7, D, device="meta")},
         ValueError,
@@ -276,17 +276,17 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "integer": (
         {"query": make(2, 4, 7, D, dtype=torch.int64)},
         TypeError,
-        r"query has dtype torch.int64; accepted are float32",
+        "query has dtype torch.int64; accepted are float32",
     ),
     "complex": (
         {"value": make(2, 4, 7, D, dtype=torch.complex64)},
         TypeError,
-        r"value has dtype torch.complex64; accepted",
+        "value has dtype torch.complex64; accepted",
     ),
     "dtype mix": (
         {"key": make(2, 4, 7, D, dtype=torch.float16)},
         TypeError,
-        r"key has dtype torch.float16 and query torch.float32",
+        "key has dtype torch.float16 and query torch.float32",
     ),
     "sparse": (
         {"key": lambda: GOOD().to_sparse()},
@@ -322,7 +322,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batches": (
         {"key": make(3, 4, 7, D)},
         ValueError,
-        r"shapes \[2, 4, 7, 8\], \[3, 4, 7, 8\], \[2, 4, 7, 8\]; accepted are equal or broad",
+        "shapes [2, 4, 7, 8], [3, 4, 7, 8], [2, 4, 7, 8]; accepted are equal or broad",
     ),
     "heads without enable_gqa": (
         dict.fromkeys(("key", "value"), make(2, 2, 7, D)),
@@ -347,35 +347,35 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "groups of two dimensions": (
         {**dict.fromkeys(("query", "key", "value"), make(7, D)), "enable_gqa": True},
         ValueError,
-        r"enable_gqa is True and query, key, value have \(2, 2, 2\) dimensions",
+        "enable_gqa is True and query, key, value have (2, 2, 2) dimensions",
     ),
     "mask type": ({"attn_mask": 1.0}, TypeError, "attn_mask is a float; accepted is a Tensor or None"),
     "mask dtype": (
         {"attn_mask": make(7, 7, dtype=torch.int32)},
         TypeError,
-        r"attn_mask has dtype torch.int32; accepted are bool",
+        "attn_mask has dtype torch.int32; accepted are bool",
     ),
     "mask device": ({"attn_mask": make(7, 7, device="meta")}, ValueError, "attn_mask is on meta and query on cpu"),
     "mask shape": (
         {"attn_mask": make(3, 1, 7)},
         ValueError,
-        r"attn_mask has shape \[3, 1, 7\]; accepted is what broadcasts to \[2, 4, 7, 7\]",
+        "attn_mask has shape [3, 1, 7]; accepted is what broadcasts to [2, 4, 7, 7]",
     ),
-    "mask rank": ({"attn_mask": make(1, 2, 4, 7, 7)}, ValueError, r"attn_mask has shape \[1, 2, 4, 7, 7\]"),
+    "mask rank": ({"attn_mask": make(1, 2, 4, 7, 7)}, ValueError, "attn_mask has shape [1, 2, 4, 7, 7]"),
     "dropout of all": ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0; accepted are 0 and more, below 1"),
     "dropout nan": ({"dropout_p": math.nan}, ValueError, "dropout_p is nan; accepted"),
     "dropout type": ({"dropout_p": "0"}, TypeError, "dropout_p is a str; accepted is a number"),
     "softcap negative": ({"softcap": -1.0}, ValueError, "softcap is -1.0; accepted are finite numbers from 0"),
     "softcap inf": ({"softcap": math.inf}, ValueError, "softcap is inf; accepted"),
-    "window below": ({"window": (-2, 0)}, ValueError, r"window is \(-2, 0\); accepted are 0 and more, or -1"),
-    "window type": ({"window": 5}, TypeError, r"window is 5; accepted are two ints \(left, right\)"),
-    "window of floats": ({"window": (1.0, 2)}, TypeError, r"window is \(1.0, 2\); accepted are two ints"),
+    "window below": ({"window": (-2, 0)}, ValueError, "window is (-2, 0); accepted are 0 and more, or -1"),
+    "window type": ({"window": 5}, TypeError, "window is 5; accepted are two ints (left, right)"),
+    "window of floats": ({"window": (1.0, 2)}, TypeError, "window is (1.0, 2); accepted are two ints"),
     "slopes shape": (
         {"alibi_slopes": make(3)},
         ValueError,
-        r"alibi_slopes has shape \[3\]; accepted is a value for each",
+        "alibi_slopes has shape [3]; accepted is a value for each",
     ),
-    "slopes rank": ({"alibi_slopes": make(1, 2, 4)}, ValueError, r"alibi_slopes has shape \[1, 2, 4\]"),
+    "slopes rank": ({"alibi_slopes": make(1, 2, 4)}, ValueError, "alibi_slopes has shape [1, 2, 4]"),
     "slopes gradient": (
         {"alibi_slopes": make(4, requires_grad=True)},
         UnsupportedError,
@@ -385,7 +385,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "sinks dtype": ({"sinks": make(4, dtype=torch.int32)}, TypeError, "sinks has dtype torch.int32; accepted are"),
     "sinks device": ({"sinks": make(4, device="meta")}, ValueError, "sinks is on meta and query on cpu"),
     "sparse mask": ({"attn_mask": lambda: torch.eye(7).to_sparse()}, UnsupportedError, "attn_mask is sparse or nested"),
-    "scale 0": ({"scale": 0.0}, ValueError, r"scale is 0.0; accepted are finite numbers other than 0"),
+    "scale 0": ({"scale": 0.0}, ValueError, "scale is 0.0; accepted are finite numbers other than 0"),
     "scale nan": ({"scale": math.nan}, ValueError, "scale is nan; accepted are finite"),
     "scale inf": ({"scale": -math.inf}, ValueError, "scale is -inf; accepted are finite"),
     "scale type": ({"scale": "1"}, TypeError, "scale is a str; accepted are a float or None"),
@@ -399,14 +399,11 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_ARGUMENTS)
-def test_bad_arguments_are_named_before_anything_is_launched(launched: list[tuple[Any, ...]], name: str) -> None:
+def test_bad_arguments_are_named(name: str, assert_refused: Callable[..., None]) -> None:
     changes, error, message = BAD_ARGUMENTS[name]
     arguments: dict[str, Any] = {"query": GOOD, "key": GOOD, "value": GOOD} | changes
     made = {name: value() if callable(value) else value for name, value in arguments.items()}
-    with pytest.raises(error, match=message) as caught:
-        flash_attention(**made)
-    assert type(caught.value) is error
-    assert not launched
+    assert_refused(lambda: flash_attention(**made), error, message)
 
 
 def test_docstring_example() -> None:

@@ -469,31 +469,32 @@ X, W, B = torch.zeros(4, 5), torch.zeros(3, 5), torch.zeros(3)
         (lambda: matmul(X, W.int()), TypeError, "other has dtype torch.int32; accepted are float32"),
         (lambda: matmul(X, W.half().T), TypeError, "other has dtype torch.float16 and input torch.float32"),
         (lambda: matmul(X, W.T.to("meta")), ValueError, "other is on meta and input on cpu"),
-        (lambda: matmul(X, W), ValueError, r"other has shape \(3, 5\) and input \(4, 5\); accepted are matrices"),
-        (lambda: matmul(X, torch.zeros(4)), ValueError, r"other has shape \(4,\) and input \(4, 5\)"),
+        (lambda: matmul(X, W), ValueError, "other has shape (3, 5) and input (4, 5); accepted are matrices"),
+        (lambda: matmul(X, torch.zeros(4)), ValueError, "other has shape (4,) and input (4, 5)"),
         (lambda: matmul(torch.zeros(()), X), ValueError, "input has no dimensions"),
-        (lambda: matmul(X.expand(2, 4, 5), W.T.expand(3, 5, 3)), ValueError, r"other has batch dimensions \(3,\) and"),
+        (lambda: matmul(X.expand(2, 4, 5), W.T.expand(3, 5, 3)), ValueError, "other has batch dimensions (3,) and"),
         (lambda: matmul(X.to_sparse(), W.T), ValueError, "input is of layout torch.sparse_coo"),
         (lambda: linear(X, W, activation="tanh"), ValueError, "activation is 'tanh'; accepted are None, 'relu'"),
-        (lambda: linear(X, W.T), ValueError, r"weight has shape \(5, 3\); accepted are \[N, K\]"),
-        (lambda: linear(X, W.expand(2, 3, 5)), ValueError, r"weight has shape \(2, 3, 5\)"),
-        (lambda: linear(X, W, B[:2]), ValueError, r"bias has shape \(2,\); accepted is one value for each row"),
+        (lambda: linear(X, W.T), ValueError, "weight has shape (5, 3); accepted are [N, K]"),
+        (lambda: linear(X, W.expand(2, 3, 5)), ValueError, "weight has shape (2, 3, 5)"),
+        (lambda: linear(X, W, B[:2]), ValueError, "bias has shape (2,); accepted is one value for each row"),
         (lambda: linear(X, W, B.double()), TypeError, "bias has dtype torch.float64 and input torch.float32"),
         (lambda: linear(X, W, 1.0), TypeError, "bias is a float; accepted is a Tensor"),
         (lambda: linear(X, W.double()), TypeError, "weight has dtype torch.float64 and input torch.float32"),
         (lambda: linear(torch.zeros(()), W), ValueError, "input has no dimensions"),
         (lambda: torch.func.grad(lambda x: matmul(x, W.T).sum())(X), UnsupportedError, "of matmul are not supported"),
         (lambda: torch.func.grad(lambda x: linear(x, W).sum())(X), UnsupportedError, "of linear are not supported"),
-        (lambda: product(X, W, None, 0, False), ValueError, r"b has shape \(3, 5\); accepted are as many rows"),
-        (lambda: product(X, W.T, B[:2], 0, False), ValueError, r"bias has shape \(2,\); accepted: one value a column"),
-        (lambda: product(X, X[0], None, 0, False), ValueError, r"b has shape \(5,\); accepted are two dimensions"),
+        (lambda: product(X, W, None, 0, False), ValueError, "b has shape (3, 5); accepted are as many rows"),
+        (lambda: product(X, W.T, B[:2], 0, False), ValueError, "bias has shape (2,); accepted: one value a column"),
+        (lambda: product(X, X[0], None, 0, False), ValueError, "b has shape (5,); accepted are two dimensions"),
         (lambda: product(X, W.T.half(), None, 0, False), TypeError, "b is torch.float16 on cpu; accepted: a's"),
-        (lambda: epilogue_backward(X, W, 2, False), ValueError, r"z is torch.float32 of shape \(3, 5\)"),
+        (lambda: epilogue_backward(X, W, 2, False), ValueError, "z is torch.float32 of shape (3, 5)"),
     ],
 )
-def test_bad_arguments_are_named(call: Callable[[], object], error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        call()
+def test_bad_arguments_are_named(
+    call: Callable[[], object], error: type[Exception], words: str, assert_refused: Callable[..., None]
+) -> None:
+    assert_refused(call, error, words)
 
 
 def test_repeated_calls_prepare_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
