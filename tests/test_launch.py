@@ -23,7 +23,7 @@ def test_layout_is_the_headers() -> None:
     layout = ParamStruct.read(HEADER, NAME)
     assert layout.fields[0] == ("q_stride", "long", 3)
     assert layout.fields[-1] == ("scale", "accum", 1)
-    assert layout.size == 8 * (8 * 3 + 2 * 4 + 19) <= MAX_PARAM_BYTES
+    assert layout.size == 8 * (10 * 3 + 2 * 4 + 23) <= MAX_PARAM_BYTES
 
 
 @pytest.mark.parametrize(("accumulator", "code"), [("float", "<f4x"), ("double", "<d")])
