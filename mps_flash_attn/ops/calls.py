@@ -86,7 +86,11 @@ def shortcut(dispatched: Callable[_P, _Result], kernel: Callable[_P, _Result]) -
 
 def _is_watched(args: Sequence[object]) -> bool:
     """Whether somebody beside its kernel has to see the call of an operator with these arguments."""
-    if torch.compiler.is_compiling() or torch._C._dispatch_tls_local_include_set().raw_repr() not in _NO_MODE:
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _NO_MODE
+        or torch._C._len_torch_function_stack() > 0
+    ):
         return True
     for x in args:
         if isinstance(x, Tensor) and (

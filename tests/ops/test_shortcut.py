@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mps_flash_attn.ops.calls import shortcut
@@ -18,6 +19,13 @@ class Mode(TorchDispatchMode):
     """A mode that changes nothing."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class FunctionMode(TorchFunctionMode):
+    """Another kind of mode, that changes nothing either."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
 
@@ -70,7 +78,7 @@ def test_tensors_that_are_more_than_their_memory_go_to_the_operator(make: Callab
     assert taken(plain(), make()) == "operator"
 
 
-@pytest.mark.parametrize("context", [Mode, torch.profiler.profile, torch.autograd.profiler.profile])
+@pytest.mark.parametrize("context", [Mode, FunctionMode, torch.profiler.profile, torch.autograd.profiler.profile])
 def test_who_watches_sees_the_operator(context: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
     with context():
         assert taken(plain()) == "operator"
