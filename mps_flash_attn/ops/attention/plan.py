@@ -321,7 +321,7 @@ class Kernel:
     most_columns: int
     values: int
     mma: Mapping[int, tuple[tuple[int, Tiling], ...]] = field(hash=False)
-    wgmma: tuple[tuple[int, Tiling], ...] = ()
+    wgmma: tuple[tuple[int, Tiling], ...] = field(default=(), hash=False)
 
     def column_blocks(self, problem: Problem, tiling: Tiling) -> int:
         """Threadgroups that share out the columns."""
@@ -333,15 +333,17 @@ class Kernel:
     def columns(self, problem: Problem, tiling: Tiling) -> Columns:
         """What is staged and summed of a row, whole tiles."""
         blocks = self.column_blocks(problem, tiling)
-        d, v = (_padded(n, blocks) for n in (problem.head_size, problem.value_head_size))
-        if not self.sums_d:
-            d = _padded(problem.head_size, 1)
-        if not self.sums_v:
-            v = _padded(problem.value_head_size, 1)
-        if self.matrices == 1:  # the forward pass has no use for the values of other blocks
-            v //= blocks
-            return Columns(d, v, d, v)
-        return Columns(d, v, d // blocks if self.sums_d else d, v // blocks if self.sums_v else v)
+        return _columns(problem.head_size, problem.value_head_size, blocks, self.sums_d, self.sums_v, self.matrices)
+
+
+@functools.lru_cache(maxsize=1024)
+def _columns(head_size: int, value_head_size: int, blocks: int, sums_d: bool, sums_v: bool, matrices: int) -> Columns:
+    d = _padded(head_size, blocks if sums_d else 1)
+    v = _padded(value_head_size, blocks if sums_v else 1)
+    if matrices == 1:  # the forward pass has no use for the values of other blocks
+        v //= blocks
+        return Columns(d, v, d, v)
+    return Columns(d, v, d // blocks if sums_d else d, v // blocks if sums_v else v)
 
 
 FORWARD = Kernel(
@@ -738,7 +740,13 @@ def walk(
     Raises:
         UnsupportedError: with the reason.
     """
-    tiling = _checked(tiling, problem, capabilities, kernel)
+    return _launch(problem, capabilities, kernel, _checked(tiling, problem, capabilities, kernel), split_keys)
+
+
+def _launch(
+    problem: Problem, capabilities: Capabilities, kernel: Kernel, tiling: Tiling, split_keys: int | None
+) -> Launch:
+    """That of `walk`, once the tiling is known to fit."""
     if kernel is FORWARD:
         problem = packed(problem)
     splits = 1 if split_keys is None else -(-problem.longest_keys // split_keys)
@@ -813,10 +821,11 @@ def forward_in_parts(problem: Problem, capabilities: Capabilities, tiling: Tilin
     row, heads = problem.value_head_size, problem.query_heads
     contiguous = Layout((heads * problem.queries * row, problem.queries * row, row))
     parts = packed(dataclasses.replace(problem, layouts=(*problem.layouts[:3], contiguous, *problem.layouts[4:])))
-    split_keys = _split_keys(parts, capabilities, _checked(tiling, problem, capabilities, FORWARD))
+    tiling = _checked(tiling, problem, capabilities, FORWARD)
+    split_keys = _split_keys(parts, capabilities, tiling)
+    launch = _launch(problem if split_keys is None else parts, capabilities, FORWARD, tiling, split_keys)
     if split_keys is None:
-        return Forward(walk(problem, capabilities, FORWARD, tiling), 1, problem.longest_keys)
-    launch = walk(parts, capabilities, FORWARD, tiling, split_keys=split_keys)
+        return Forward(launch, 1, problem.longest_keys)
     return Forward(launch, -(-problem.longest_keys // split_keys), split_keys)
 
 
