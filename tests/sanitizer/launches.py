@@ -94,15 +94,19 @@ def missing_barrier(number: int) -> None:
 
     path, index = attention_barriers()[number]
     # A head size that warpgroups do not multiply: what they read of threadgroup memory racecheck does not follow.
-    inputs = Case(300, 300, 48, batch=1, query_heads=1, key_heads=1).inputs(torch.float16, "cuda")
+    inputs = Case(200, 200, 48, batch=1, query_heads=1, key_heads=1).inputs(torch.float16, "cuda")
     with without_barrier(path, index):
         ours(inputs)
         torch.cuda.synchronize()
 
 
 def attention_barriers() -> list[tuple[str, int]]:
-    """The barriers that matter with two buffers: that of one buffer stands in a branch that is not taken."""
-    return [(path, index) for path, index in barriers("ops/attention/") if "forward.metal" in path or index == 1]
+    """The barriers that matter with two buffers: that of one buffer stands in a branch that is not taken.
+
+    Those of the mask's gradient, which is not asked for here, the simulator misses.
+    """
+    kernels = [(path, index) for path, index in barriers("ops/attention/") if "dmask" not in path]
+    return [(path, index) for path, index in kernels if "forward.metal" in path or index == 1]
 
 
 #: By name: the tool that has to find it, and the fault.

@@ -9,11 +9,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..calls import shortcut
 from ..checks import require_match, require_number, require_reverse_mode, require_shape, require_tensor
 from ..dtypes import accumulator_dtype, wide_dtype
 from .function import add_norm, norm
 
 __all__ = ["add_layer_norm", "add_rms_norm", "layer_norm", "rms_norm"]
+
+_norm = shortcut(torch.ops.mps_flash_attn.norm.default, norm._init_fn)
+_add_norm = shortcut(torch.ops.mps_flash_attn.add_norm.default, add_norm._init_fn)
 
 
 def layer_norm(
@@ -60,7 +64,7 @@ def layer_norm(
         True
     """
     x, _, weight, bias, dims = _arguments(input, None, normalized_shape, weight, bias)
-    return norm(x, weight, bias, dims, require_number("eps", eps, least=0), True)[0]
+    return _norm(x, weight, bias, dims, require_number("eps", eps, least=0), True)[0]
 
 
 def rms_norm(
@@ -84,7 +88,7 @@ def rms_norm(
         TypeError, ValueError, UnsupportedError: as for `layer_norm`.
     """
     x, _, weight, _, dims = _arguments(input, None, normalized_shape, weight, None)
-    return norm(x, weight, None, dims, _rms_eps(eps, x), False)[0]
+    return _norm(x, weight, None, dims, _rms_eps(eps, x), False)[0]
 
 
 def add_layer_norm(
@@ -111,7 +115,7 @@ def add_layer_norm(
         TypeError, ValueError, UnsupportedError: as for `layer_norm`.
     """
     x, added, weight, bias, dims = _arguments(input, residual, normalized_shape, weight, bias)
-    y, total, _ = add_norm(x, added, weight, bias, dims, require_number("eps", eps, least=0), True)
+    y, total, _ = _add_norm(x, added, weight, bias, dims, require_number("eps", eps, least=0), True)
     return y, total
 
 
@@ -128,7 +132,7 @@ def add_rms_norm(
         The normalised sum, and the sum.
     """
     x, added, weight, _, dims = _arguments(input, residual, normalized_shape, weight, None)
-    y, total, _ = add_norm(x, added, weight, None, dims, _rms_eps(eps, x), False)
+    y, total, _ = _add_norm(x, added, weight, None, dims, _rms_eps(eps, x), False)
     return y, total
 
 
