@@ -191,7 +191,7 @@ def test_extreme_values(dtype: torch.dtype) -> None:
     for name in ("relu", "gelu", "gelu_tanh", "silu"):
         leaf, baseline = (x.clone().requires_grad_() for _ in range(2))
         out, pytorch = UNARY[name](leaf), PYTORCH[name](baseline)
-        expected = torch.where(x == torch.inf, x, pytorch)  # not each version of PyTorch has gelu(inf) right
+        expected = torch.where(x >= 1e4, x, pytorch)  # exactly; some versions of PyTorch overflow there
         assert torch.equal(out.isnan(), expected.isnan()), name
         torch.testing.assert_close(out, expected, equal_nan=True)
         (gradient,) = torch.autograd.grad(out.sum(), leaf)
