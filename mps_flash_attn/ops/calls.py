@@ -66,26 +66,65 @@ def geometry(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), address(tensor)
 
 
-def shortcut(dispatched: Callable[_P, _Result], kernel: Callable[_P, _Result]) -> Callable[_P, _Result]:
+def shortcut(
+    dispatched: Callable[_P, _Result],
+    kernel: Callable[_P, _Result],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
+    backward: Callable[..., tuple[Tensor | None, ...]] | None = None,
+) -> Callable[_P, _Result]:
     """The operator; or its kernel itself, in calls where PyTorch's dispatcher would lead there and do nothing else.
 
     That is so where no gradient is wanted, and no compiler, profiler, mode, transform or subclass of tensors waits for
-    the operator. An operator that is written in Python takes longer to reach than what it does before a launch.
+    the operator. An operator that is written in Python takes longer to reach than what it does before a launch. Where a
+    gradient is all that is wanted beyond, the kernel is called by a function of autograd: PyTorch's own for operators
+    looks up the defaults of all arguments each time.
 
     What says so are internals of PyTorch; where a version lacks one, it is the operator.
+
+    Args:
+        setup_context, backward: what the operator registers for autograd, if calls that want a gradient are to be
+            shortened too. The first may get fewer inputs than the operator has arguments: those with their defaults.
     """
     if not _DENSE:
         return dispatched
+    differentiable = None if setup_context is None or backward is None else _function(kernel, setup_context, backward)
 
     @functools.wraps(dispatched)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _Result:
-        return (dispatched if kwargs or _is_watched(args) else kernel)(*args, **kwargs)
+        if kwargs or _is_watched(args):
+            return dispatched(*args, **kwargs)
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+            return kernel(*args, **kwargs)
+        return dispatched(*args, **kwargs) if differentiable is None else differentiable(*args)
 
     return call
 
 
+def _function(
+    kernel: Callable[..., Any],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., Any]:
+    """The kernel, known to autograd."""
+
+    class Shortcut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = kernel(*args)
+            setup_context(ctx, args, output)
+            ctx.inputs = len(args)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)[: ctx.inputs]
+
+    function: Callable[..., Any] = Shortcut.apply
+    return function
+
+
 def _is_watched(args: Sequence[object]) -> bool:
-    """Whether somebody beside its kernel has to see the call of an operator with these arguments."""
+    """Whether somebody beside its kernel and autograd has to see the call of an operator with these arguments."""
     if (
         torch.compiler.is_compiling()
         or torch._C._dispatch_tls_local_include_set().raw_repr() not in _NO_MODE
@@ -97,7 +136,7 @@ def _is_watched(args: Sequence[object]) -> bool:
             type(x) not in (Tensor, torch.nn.Parameter) or torch._C._dispatch_keys(x).raw_repr() not in _DENSE
         ):
             return True
-    return (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or torch._C._autograd._profiler_enabled()
+    return bool(torch._C._autograd._profiler_enabled())
 
 
 def _keys(*names: str) -> int:

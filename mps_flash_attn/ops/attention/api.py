@@ -31,7 +31,7 @@ from .arguments import (
     refuse_scale,
     refuse_scoring,
 )
-from .function import attention_forward
+from .function import attention_forward, backward, save_for_backward
 from .layout import batch_operator, fold, with_rank
 from .problem import Causal, Modifiers
 from .sequences import Lengths
@@ -41,7 +41,9 @@ __all__ = ["ALIGNMENTS", "Rotary", "attempt", "autocast", "flash_attention", "fo
 ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
 
 #: ``torch.ops.mps_flash_attn.attention_forward``.
-forward_operator = shortcut(torch.ops.mps_flash_attn.attention_forward.default, attention_forward._init_fn)
+forward_operator = shortcut(
+    torch.ops.mps_flash_attn.attention_forward.default, attention_forward._init_fn, save_for_backward, backward
+)
 _backward = torch.ops.mps_flash_attn.attention_backward.default
 
 

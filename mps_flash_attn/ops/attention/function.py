@@ -17,7 +17,7 @@ from ... import launch, tune
 from ...errors import UnsupportedError
 from ...launch import Launch, Runtime
 from ...runtime.base import for_device
-from ..calls import PreparedCalls, geometry
+from ..calls import PreparedCalls, geometry, shortcut
 from ..dtypes import accumulator_dtype
 from ..merge import function as merging
 from ..merge import plan as merging_plan
@@ -26,7 +26,7 @@ from . import plan
 from .problem import NO_CACHE, TENSORS, Modifiers, Options, describe, empty_output, read_modifiers, value_columns
 from .sequences import Table
 
-__all__ = ["attention_backward", "attention_forward"]
+__all__ = ["attention_backward", "attention_forward", "backward", "save_for_backward"]
 
 #: A mask, tables of cosines and sines, slopes, sinks, a seed and a table of sequences: what a call may lack.
 _Extras = tuple["Tensor | None", ...]
@@ -279,6 +279,10 @@ def _sink_gradient(sinks: Tensor | None, lse: Tensor, delta: Tensor, table: Tabl
     return -(weights * delta).sum(2)
 
 
+#: ``torch.ops.mps_flash_attn.attention_backward``.
+backward_operator = shortcut(torch.ops.mps_flash_attn.attention_backward.default, attention_backward._init_fn)
+
+
 @attention_forward.register_fake
 def _(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float, causal: int, *modifiers: Any
@@ -308,18 +312,22 @@ def _(
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), dmask, dsinks
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, attn_mask, ctx.scale, ctx.causal, *modifiers = inputs
+    ctx.set_materialize_grads(False)
+    ctx.numbers = None
+    if not modifiers:
+        ctx.save_for_backward(query, key, value, attn_mask, *output)
+        return
     named = Modifiers(*modifiers)
     none: dict[str, Any] = dict.fromkeys(TENSORS)
     ctx.numbers = named._replace(**none)
     ctx.save_for_backward(query, key, value, attn_mask, *output, *(getattr(named, name) for name in TENSORS))
-    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     query, key, value, attn_mask, out, lse, *tensors = ctx.saved_tensors
-    modifiers = ctx.numbers._replace(**dict(zip(TENSORS, tensors, strict=True)))
+    modifiers = ctx.numbers and ctx.numbers._replace(**dict(zip(TENSORS, tensors, strict=True)))
     before_sinks = 6 + Modifiers._fields.index("sinks")
     after_sinks = 5 + len(Modifiers._fields) - before_sinks
     if grad_out is None and grad_lse is None:
@@ -327,11 +335,22 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     wants_mask = ctx.needs_input_grad[3]
-    dq, dk, dv, dmask, dsinks = torch.ops.mps_flash_attn.attention_backward(
-        grad_out, grad_lse, query, key, value, attn_mask, out, lse, wants_mask, ctx.scale, ctx.causal, *modifiers
+    dq, dk, dv, dmask, dsinks = backward_operator(
+        grad_out,
+        grad_lse,
+        query,
+        key,
+        value,
+        attn_mask,
+        out,
+        lse,
+        wants_mask,
+        ctx.scale,
+        ctx.causal,
+        *(modifiers or ()),
     )
-    dmask, dsinks = dmask if wants_mask else None, None if modifiers.sinks is None else dsinks
+    dmask, dsinks = dmask if wants_mask else None, dsinks if modifiers and modifiers.sinks is not None else None
     return dq, dk, dv, dmask, *(None,) * (before_sinks - 4), dsinks, *(None,) * after_sinks
 
 
-attention_forward.register_autograd(_backward, setup_context=_save_for_backward)
+attention_forward.register_autograd(backward, setup_context=save_for_backward)
