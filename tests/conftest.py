@@ -57,11 +57,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reason = base.why_not("cuda")
     no_gpu = pytest.mark.skip(reason=f"needs an NVIDIA GPU: {reason}")
     no_simulator = pytest.mark.skip(reason=_PUT_ASIDE)
+    too_large = pytest.mark.skip(reason="--runtime would copy gigabytes that are only mapped")
     for item in items:
         if reason is not None and item.get_closest_marker("cuda"):
             item.add_marker(no_gpu)
         if _on_gpu(config) and _asks_simulator(item):
             item.add_marker(no_simulator)
+        if _on_gpu(config) and item.path.stem == "test_huge":
+            item.add_marker(too_large)
 
 
 _PUT_ASIDE = "looks into the simulator, which --runtime puts aside"
