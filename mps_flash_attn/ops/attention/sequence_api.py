@@ -95,7 +95,7 @@ def _count(query: Tensor, lengths: Lengths) -> int:
     """Of sequences; what lengths contradict it is refused when they are read."""
     for name, x in lengths.tensors().items():
         if isinstance(x, Tensor) and x.dim() == 1:
-            return max(len(x) - name.startswith("cu_"), 0)
+            return max(x.shape[0] - (1 if name.startswith("cu_") else 0), 0)
     return query.shape[0]
 
 
