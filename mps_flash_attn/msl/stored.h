@@ -9,7 +9,7 @@
 
 #include "msl/types.h"
 
-#define STORED_ELEMENTS 0  // as they are, without a scale
+#define STORED_ELEMENTS 0  // as they are: nothing below is for them
 #define STORED_INT8 1      // -127 to 127
 #define STORED_FP8_E4M3 2  // 4 bits of exponent, 3 of mantissa, no infinities; largest 448 (arXiv:2209.05433)
 #define STORED_FP8_E5M2 3  // the upper half of a `half`; largest finite number 57344
@@ -18,7 +18,7 @@
 
 #define STORED_IN_GROUPS (STORED == STORED_INT4 || STORED == STORED_NF4)
 
-constant constexpr short STORED_BITS = STORED_IN_GROUPS ? 4 : STORED == STORED_ELEMENTS ? 8 * sizeof(element) : 8;
+constant constexpr short STORED_BITS = STORED_IN_GROUPS ? 4 : 8;
 
 constant constexpr float NF4[16] = {
     -1.0f,
@@ -65,9 +65,7 @@ inline float stored_number(uint code) {
 
 // One column of a row, without its scale.
 inline accum stored_value(const device uchar* row, int column) {
-#if STORED == STORED_ELEMENTS
-    return ((const device element*)row)[column];
-#elif STORED_IN_GROUPS
+#if STORED_IN_GROUPS
     return stored_number(row[column / 2] >> (column % 2 * 4));
 #else
     return stored_number(row[column]);
@@ -76,9 +74,7 @@ inline accum stored_value(const device uchar* row, int column) {
 
 // The scale of one column, of the scales of its row.
 inline accum stored_scale(const device float* scales, int column) {
-#if STORED == STORED_ELEMENTS
-    return 1;
-#elif STORED_IN_GROUPS
+#if STORED_IN_GROUPS
     return scales[column / STORED_GROUP];
 #else
     return scales[0];

@@ -101,7 +101,7 @@ struct CachedBlocks {
             const short i = n / ROW_CHUNKS, j = n % ROW_CHUNKS * CHUNK_ELEMENTS;
             const bool inside = row + i < rows;
             const StoredRow from = cache.row(inside ? row + i : row);
-            threadgroup chunk* to = tile + (i * staged_stride<COLUMNS>() + j) / CHUNK_ELEMENTS;
+            threadgroup chunk* to = tile + staged_place<ROWS, COLUMNS>(i, j) / CHUNK_ELEMENTS;
 #if ALIGNED && STORED == STORED_ELEMENTS
             copy_chunk(to, (const device chunk*)(from.values + first_column + j), inside && j < columns);
 #else
