@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["coalesce"]
+from torch import Tensor
+
+__all__ = ["coalesce", "dense_rows"]
 
 
 def coalesce(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
@@ -33,3 +35,8 @@ def coalesce(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int, 
             for outer, inner in zip(merged, own, strict=True):
                 outer.append(inner)
     return tuple(sizes), tuple(map(tuple, merged))
+
+
+def dense_rows(tensor: Tensor) -> Tensor:
+    """The tensor, or a contiguous copy where the elements of a row are not neighbours."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()

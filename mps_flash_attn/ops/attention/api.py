@@ -36,9 +36,9 @@ from .layout import batch_operator, fold, with_rank
 from .problem import Causal, Modifiers
 from .sequences import Lengths
 
-__all__ = ["ALIGNMENTS", "Rotary", "attempt", "autocast", "flash_attention", "forward_operator", "modifiers_of"]
+__all__ = ["Rotary", "aligned", "attempt", "autocast", "flash_attention", "forward_operator", "modifiers_of"]
 
-ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
+_ALIGNMENTS = {"top-left": Causal.TOP_LEFT, "bottom-right": Causal.BOTTOM_RIGHT}
 
 #: ``torch.ops.mps_flash_attn.attention_forward``.
 forward_operator = shortcut(
@@ -185,9 +185,7 @@ def flash_attention(
         >>> query.grad.shape
         torch.Size([2, 8, 16, 64])
     """
-    causal = ALIGNMENTS.get(causal_alignment)
-    if causal is None:
-        raise ValueError(f"causal_alignment is {causal_alignment!r}; accepted are 'top-left' and 'bottom-right'")
+    causal = aligned(causal_alignment)
     if not is_causal:
         causal = Causal.NONE
     if attn_mask is not None and type(attn_mask) is not Tensor:
@@ -201,6 +199,18 @@ def flash_attention(
     if isinstance(result, Refusal):
         raise result.error
     return result if return_lse else result[0]
+
+
+def aligned(causal_alignment: str) -> Causal:
+    """The causal edge of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    causal = _ALIGNMENTS.get(causal_alignment)
+    if causal is None:
+        raise ValueError(f"causal_alignment is {causal_alignment!r}; accepted are 'top-left' and 'bottom-right'")
+    return causal
 
 
 def attempt(

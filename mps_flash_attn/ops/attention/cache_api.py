@@ -11,7 +11,8 @@ from torch import Tensor
 from ..checks import require_match, require_tensor
 from ..quantize.api import QuantizedKV
 from ..quantize.formats import FORMATS
-from .api import ALIGNMENTS, forward_operator, modifiers_of
+from ..strides import dense_rows
+from .api import aligned, forward_operator, modifiers_of
 from .arguments import Scoring, refuse_mask, refuse_scale, refuse_scoring
 from .layout import with_rank
 from .problem import Causal
@@ -79,9 +80,7 @@ def flash_attention_with_quantized_kv(
             f"query has shape {list(query.shape)}; accepted is [{batch}, Hq, Lq, {head_size}] as kv has it, Hq a "
             f"multiple of its {heads} heads"
         )
-    causal = ALIGNMENTS.get(causal_alignment)
-    if causal is None:
-        raise ValueError(f"causal_alignment is {causal_alignment!r}; accepted are {', '.join(map(repr, ALIGNMENTS))}")
+    causal = aligned(causal_alignment)
     refuse_gradients("quantized keys", query=query, attn_mask=attn_mask, alibi_slopes=alibi_slopes, sinks=sinks)
     scoring = Scoring(0.0, softcap, window, alibi_slopes, sinks, causal is Causal.BOTTOM_RIGHT)
     rows = query.shape[:2]
@@ -98,7 +97,7 @@ def flash_attention_with_quantized_kv(
         group_size=kv.group_size if of.in_groups else 0,
     )
     out, lse = forward_operator(
-        query if query.stride(3) == 1 or head_size == 1 else query.contiguous(),
+        dense_rows(query),
         kv.key.view(torch.uint8),
         kv.value.view(torch.uint8),
         None if attn_mask is None else with_rank(attn_mask, 4),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedError
 from .. import vmap
+from ..strides import dense_rows
 
 __all__ = ["batch_operator", "fold", "with_rank"]
 
@@ -50,7 +51,7 @@ def fold(
         folds = [_Fold(operands, split) for split in range(rank - 3, 0, -1)]
         copies = [candidate.copied_elements() for candidate in folds]
         operands = folds[copies.index(min(copies))].apply()
-    q, k, v = (x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for x in operands[:3])
+    q, k, v = map(dense_rows, operands[:3])
     return q, k, v, operands[3] if attn_mask is not None else None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...launch import CHUNK_BYTES
 from ..calls import alignment
 from ..dtypes import accumulator_dtype
-from ..quantize.formats import FORMATS, Stored
+from ..quantize.formats import FORMATS, Format, Stored
 from . import plan
 from .sequences import Lengths, Table, read
 
@@ -83,15 +83,20 @@ class Options(NamedTuple):
         }
 
 
+def _format(stored: int) -> Format | None:
+    return next((x for x in FORMATS.values() if x.stored == stored), None)
+
+
 def row_columns(head_size: int, stored: int) -> int:
     """Columns of keys as they are stored: bytes, where they are quantized."""
-    of = next((x for x in FORMATS.values() if x.stored == stored), None)
+    of = _format(stored)
     return head_size if of is None else of.row_bytes(head_size)
 
 
 def value_columns(value: Tensor, stored: int = Stored.ELEMENTS) -> int:
     """Dv of values as they are stored."""
-    return value.shape[3] * (2 if stored in (Stored.INT4, Stored.NF4) else 1)
+    of = _format(stored)
+    return value.shape[3] if of is None else value.shape[3] * 8 // of.bits
 
 
 def empty_output(query: Tensor, columns: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedError
 from ..checks import require_tensor
+from ..strides import dense_rows
 from .api import autocast, forward_operator, modifiers_of
 from .arguments import (
     PLAIN,
@@ -22,7 +23,7 @@ from .arguments import (
     refuse_sizes,
 )
 from .problem import Causal
-from .sequences import Lengths
+from .sequences import Lengths, sequences_of
 
 __all__ = ["attend", "refuse_gradients"]
 
@@ -78,11 +79,10 @@ def attend(
         block_table = block_table if block_table.is_contiguous() else block_table.contiguous()
     rows = (count, query.shape[1])
     modifiers = modifiers_of(scoring._replace(bottom_right=True), query, rows, rows)
-    query, key, value = (x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for x in (query, key, value))
     out, lse = forward_operator(
-        query,
-        key,
-        value,
+        dense_rows(query),
+        dense_rows(key),
+        dense_rows(value),
         None,
         1.0 / math.sqrt(query.shape[-1]) if scale is None else scale,
         Causal.BOTTOM_RIGHT if causal else Causal.NONE,
@@ -95,7 +95,7 @@ def _count(query: Tensor, lengths: Lengths) -> int:
     """Of sequences; what lengths contradict it is refused when they are read."""
     for name, x in lengths.tensors().items():
         if isinstance(x, Tensor) and x.dim() == 1:
-            return max(x.shape[0] - (1 if name.startswith("cu_") else 0), 0)
+            return max(sequences_of(name, x.shape[0]), 0)
     return query.shape[0]
 
 

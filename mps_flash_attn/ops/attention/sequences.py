@@ -19,7 +19,7 @@ from ..checks import require_tensor
 from ..host_values import host_values, require_entries
 from . import plan
 
-__all__ = ["Lengths", "Table", "read"]
+__all__ = ["Lengths", "Table", "read", "sequences_of"]
 
 
 class Lengths(NamedTuple):
@@ -66,6 +66,11 @@ class Table:
     all_keys: bool
 
 
+def sequences_of(name: str, entries: int) -> int:
+    """How many sequences one of the `Lengths` with so many entries is for."""
+    return entries - 1 if name.startswith("cu_") else entries
+
+
 def read(lengths: Lengths, query: Tensor, key: Tensor, block_table: Tensor | None = None) -> Table:
     """The table of a call with some of the lengths.
 
@@ -78,7 +83,7 @@ def read(lengths: Lengths, query: Tensor, key: Tensor, block_table: Tensor | Non
         ValueError, TypeError: lengths that do not fit.
     """
     values = {name: _values(name, x, query) for name, x in lengths.tensors().items()}
-    sizes = {len(x) - name.startswith("cu_") for name, x in values.items() if x is not None}
+    sizes = {sequences_of(name, len(x)) for name, x in values.items() if x is not None}
     if len(sizes) != 1:
         found = ", ".join(f"{name} has {len(x)} entries" for name, x in values.items() if x is not None)
         raise ValueError(f"{found}; accepted are N + 1 of cu_seqlens_q and cu_seqlens_k and N of the others")

@@ -17,7 +17,7 @@ from ... import launch
 from ...runtime.base import for_device
 from ..calls import PreparedCalls, alignment, geometry
 from ..checks import refuse_second_derivatives, require_match, require_tensor
-from ..strides import coalesce
+from ..strides import coalesce, dense_rows
 from ..vmap import InDims, each, lead
 from . import plan
 
@@ -52,11 +52,6 @@ def _few_dimensions(tensor: Tensor, rank: int) -> Tensor:
     """The tensor, or a contiguous copy where its first dimensions cannot be merged to those that kernels know."""
     sizes, _ = coalesce(tensor.shape[:rank], tensor.stride()[:rank])
     return tensor if len(sizes) <= plan.MAX_RANK else tensor.contiguous()
-
-
-def _dense_rows(tensor: Tensor) -> Tensor:
-    """The tensor, or a contiguous copy where the elements of a row are not neighbours."""
-    return tensor if tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def describe_forward(indices: Tensor, weight: Tensor) -> plan.Problem:
@@ -156,7 +151,7 @@ def embedding_forward(
     _require_operands(indices, weight)
     if indices.numel() * weight.shape[1] == 0:
         return weight.new_empty(*indices.shape, weight.shape[1])
-    indices, weight = _few_dimensions(indices, indices.dim()), _dense_rows(weight)
+    indices, weight = _few_dimensions(indices, indices.dim()), dense_rows(weight)
     problem = geometry(indices), geometry(weight)
     return _forward_calls.prepared(problem, _prepare_forward, indices, weight)(indices, weight)
 
@@ -244,7 +239,7 @@ def embedding_backward(
     if grad_output.numel() == 0 or rows == 0:
         return grad_output.new_zeros(rows, grad_output.shape[-1])
     rank = indices.dim()
-    indices, grad_output = _few_dimensions(indices, rank), _few_dimensions(_dense_rows(grad_output), rank)
+    indices, grad_output = _few_dimensions(indices, rank), _few_dimensions(dense_rows(grad_output), rank)
     problem = geometry(grad_output), geometry(indices), rows, padding_row, by_count
     call = _backward_calls.prepared(problem, _prepare_backward, grad_output, indices, rows, padding_row, by_count)
     return call(grad_output, indices)

@@ -16,6 +16,7 @@ from ... import launch
 from ...errors import UnsupportedError
 from ...runtime.base import for_device
 from ..calls import PreparedCalls, alignment, geometry
+from ..strides import dense_rows
 from ..vmap import InDims, each
 from . import plan
 from .arguments import place_of, require_append, require_places, require_positions, require_rotate
@@ -36,11 +37,6 @@ def _rotation(cos: Tensor | None, interleaved: bool, one_position: bool = False)
 def _step(*rows: Tensor) -> int:
     """The largest number of bytes, up to 16, of which the address and length of every row is a multiple."""
     return math.gcd(*(alignment(x, *x.stride()[:3], x.shape[3]) for x in rows))
-
-
-def _readable(*rows: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, or contiguous copies of those whose last dimension is strided."""
-    return tuple(x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous() for x in rows)
 
 
 def _tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,11 +107,11 @@ def _operands(
     lengths = cache_seqlens.contiguous()
     numbers = lengths
     if block_table is not None:
-        (numbers,) = _readable(block_table)
+        numbers = dense_rows(block_table)
     elif cache_batch_idx is not None:
         numbers = cache_batch_idx.contiguous()
     tables = (lengths, lengths) if cos is None or sin is None else _tables(cos, sin)
-    return *_readable(key, value), *tables, lengths, numbers, k_cache, v_cache
+    return dense_rows(key), dense_rows(value), *tables, lengths, numbers, k_cache, v_cache
 
 
 def _prepare_append(place: Place, rotary: bool, interleaved: bool, *operands: Tensor) -> launch.BoundLaunch:
@@ -189,7 +185,7 @@ def rotate_queries(
     """
     require_rotate(query, cos, sin, cache_seqlens)
     require_positions(cos, cache_seqlens, 1 if one_position else query.shape[1])
-    (query,) = _readable(query)
+    query = dense_rows(query)
     if query.numel() == 0 or cos.shape[1] == 0:
         return query.clone()
     output = launch.empty_like(query, for_device(query.device.type))
@@ -209,7 +205,7 @@ def _(k_cache: Tensor, v_cache: Tensor, key: Tensor, value: Tensor, *others: Any
 @rotate_queries.register_fake
 def _(query: Tensor, cos: Tensor, sin: Tensor, cache_seqlens: Tensor, *options: bool) -> Tensor:
     require_rotate(query, cos, sin, cache_seqlens)
-    return torch.empty_like(_readable(query)[0])
+    return torch.empty_like(dense_rows(query))
 
 
 @append_kv.register_vmap

@@ -20,7 +20,7 @@ from ...runtime.base import for_device
 from ..calls import PreparedCalls, alignment, geometry
 from ..checks import require_match, require_shape, require_tensor
 from ..dtypes import ELEMENTS
-from ..strides import coalesce
+from ..strides import coalesce, dense_rows
 from ..vmap import InDims, lead
 from . import plan
 from .formats import FORMATS, GROUP_SIZES, Format
@@ -50,7 +50,7 @@ def describe_dequantize(stored: Tensor, scale: Tensor, output: Tensor, format: s
 
 def _readable(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors, or contiguous copies of those with strided rows, and of all whose rows kernels cannot number."""
-    dense = [x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous() for x in tensors]
+    dense = [dense_rows(x) for x in tensors]
     sizes, _ = coalesce(dense[0].shape[:-1], *(x.stride()[:-1] for x in dense))
     return tuple(dense if len(sizes) <= plan.MAX_RANK else (x.contiguous() for x in dense))
 
